@@ -1,0 +1,1061 @@
+"""Soft Actor-Critic (SAC) in one file, to be read from top to bottom.
+
+    python sac.py --env HalfCheetah-v4                      train: rows, policy and curve in runs/
+    python sac.py --play runs/HalfCheetah-v4/sac-seed1      see what was learned
+    python sac.py --env Hopper-v4 --variant single-q        change one idea and compare (--help)
+
+Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905, whose
+equation numbers stand in brackets. Algorithm 1, carried out by `Run.advance` and `SAC.update`:
+
+    initialise policy phi and two critics theta; copy the critics to the targets theta'
+    for each environment step:
+        a ~ pi(.|s)                                             act
+        s', r ~ p(.|s, a)                                       step the environment
+        D <- D + (s, a, r, s', d)                               store
+        for each gradient step, on a batch of D:                learn
+            theta  <- theta - lr grad J_Q(theta)                    critics (Eq. 5)
+            phi    <- phi - lr grad J_pi(phi)                       policy (Eq. 9)
+            alpha  <- alpha - lr grad J(alpha)                      temperature (Eq. 18)
+            theta' <- tau theta + (1 - tau) theta'                  targets
+
+Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the action before tanh);
+alpha (temperature: the reward that a nat of entropy is worth); gamma (discount); tau (the targets'
+step). Shapes: B batch, O observation, A action, H hidden units; (2,B) has a row for each critic.
+
+Where this differs from the paper, and why:
+- The critics' learning rate is 1e-3, not 3e-4: on HalfCheetah-v4 they learn faster (see README).
+- The first 5,000 steps are uniform actions without learning, so that first batches are diverse.
+- Actions and entropies are in [-1,1] units whatever the environment's bounds: -A means the same.
+- log sigma is kept in [-5,2] by a tanh, since a hard clamp has no gradient outside.
+"""
+
+import argparse
+import copy
+import difflib
+import importlib.util
+import inspect
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import warnings
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# 1. Config: what defines a run
+
+
+@dataclass(frozen=True)
+class Config:
+    """Each field is a flag, its comment the flag's help; a value out of range is a UsageError."""
+
+    # Experiment
+    env: str = "HalfCheetah-v4"  # gymnasium id with continuous actions, or module:Name-v0
+    variant: str = "sac"  # SAC with one idea changed; the list is below
+    seed: int = 1  # of weights, noise, replay, warm-up and environment
+    steps: int = 100_000  # environment steps in all
+    stop_at: float | None = None  # end once an evaluation returns this much
+    # Algorithm
+    warmup: int = 5_000  # first steps: uniform actions, no learning
+    batch_size: int = 256  # transitions in an update
+    buffer_size: int = 1_000_000  # transitions kept at most
+    hidden: int = 256  # units in each of the two hidden layers
+    gamma: float = 0.99  # discount
+    tau: float = 0.005  # step of the target networks
+    actor_lr: float = 3e-4  # learning rate of the policy
+    critic_lr: float = 1e-3  # learning rate of the critics
+    alpha_lr: float = 3e-4  # learning rate of the temperature
+    alpha: float | None = None  # fixed temperature (learned unless given)
+    target_entropy: float | None = None  # nats that the learned temperature aims at (-A)
+    reward_scale: float = 1.0  # factor on rewards in the TD targets
+    updates_per_step: int = 1  # updates for each environment step
+    actor_samples: int = 1  # actions a state, for variant reinforce
+    # Reports
+    log_every: int = 500  # steps between rows
+    eval_every: int = 5_000  # steps between evaluations
+    eval_episodes: int = 10  # episodes in an evaluation
+    save_every: int = 50_000  # steps between saves
+    # Machine
+    device: str = "auto"  # cpu, cuda or mps; auto is cuda if there is one, else cpu
+    threads: int = 0  # CPU threads; 0 means one a physical core, at most 4
+    matmul_precision: str = "auto"  # highest, high, medium; auto is the fastest exact one
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+# 2. Actor: a Gaussian squashed by tanh
+
+
+def linear(inputs, outputs, generator):
+    """nn.Linear with its usual initial weights, but drawn from `generator`."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=generator.device)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5, generator=generator)
+    return layer
+
+
+def mlp(layer, inputs, hidden, outputs, generator):
+    """Two hidden layers with ReLU; `layer` is `linear` or `TwinLinear`."""
+    first, second = layer(inputs, hidden, generator), layer(hidden, hidden, generator)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), layer(hidden, outputs, generator))
+
+
+def squash(u, mean, log_std):
+    """tanh(u) and its log-density for u ~ N(mean, exp(log_std)^2); arguments (...,A) (Appendix C).
+
+    Returns action (...,A) in [-1,1] and log_prob (...). A density changes with its variable:
+    log pi(a) = log N(u) - log |da/du|. But da/du = 1 - tanh(u)^2 rounds to 0 from |u| = 9 on;
+    as 4 e^-2u / (1 + e^-2u)^2 its logarithm is right for every u, and so is the gradient.
+    """
+    log_normal = -0.5 * ((u - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # (...,A)
+    return torch.tanh(u), (log_normal - log_slope).sum(-1)
+
+
+class Actor(nn.Module):
+    """The policy pi(a|s)."""
+
+    def __init__(self, obs_dim, action_dim, hidden, generator):
+        super().__init__()
+        self.generator = generator
+        self.net = mlp(linear, obs_dim, hidden, 2 * action_dim, generator)
+
+    def forward(self, obs):
+        """obs (B,O) -> mean (B,A) and log_std (B,A) of the Gaussian before tanh."""
+        mean, x = self.net(obs).chunk(2, -1)
+        return mean, -1.5 + 3.5 * torch.tanh(x)  # log_std in [-5,2]
+
+    def sample(self, obs):
+        """obs (B,O) -> action (B,A), log_prob (B,), both differentiable: u = mean + std noise."""
+        mean, log_std = self(obs)
+        noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
+        return squash(mean + log_std.exp() * noise, mean, log_std)
+
+
+# 3. TwinCritic: both Q-functions in one batched network
+
+
+class TwinLinear(nn.Module):
+    """Two linear layers that share nothing but the call: x (2,B,inputs) -> (2,B,outputs)."""
+
+    def __init__(self, inputs, outputs, generator):
+        super().__init__()
+        a, b = linear(inputs, outputs, generator), linear(inputs, outputs, generator)
+        self.weight = nn.Parameter(torch.stack([a.weight.T, b.weight.T]))  # (2,inputs,outputs)
+        self.bias = nn.Parameter(torch.stack([a.bias, b.bias])[:, None])  # (2,1,outputs)
+
+    def forward(self, x):
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class TwinCritic(nn.Module):
+    """Q_1(s,a) and Q_2(s,a)."""
+
+    def __init__(self, obs_dim, action_dim, hidden, generator):
+        super().__init__()
+        self.net = mlp(TwinLinear, obs_dim + action_dim, hidden, 1, generator)
+
+    def forward(self, obs, action):
+        """obs (B,O), action (B,A) -> q (2,B)."""
+        x = torch.cat([obs, action], -1).expand(2, -1, -1)  # (2,B,O+A)
+        return self.net(x).squeeze(-1)
+
+
+# 4. SAC: the losses and the update
+
+
+def descend(loss, optimizer):
+    """One step of gradient descent; no gradient is computed for anything but its parameters."""
+    optimizer.zero_grad()
+    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    optimizer.step()
+
+
+@torch.no_grad()
+def blend(target, online, tau):
+    """target <- tau online + (1 - tau) target, weight by weight."""
+    for old, new in zip(target.parameters(), online.parameters()):
+        old.lerp_(new, tau)
+
+
+class SAC:
+    """The agent: networks, temperature, and how they learn. Variants override its methods."""
+
+    def __init__(self, obs_dim, action_dim, config):
+        self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
+        self.device = pick_device(config.device)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.actor = self.make_actor()
+        self.critic = self.make_critic()
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+
+        learned = config.alpha is None  # a fixed temperature has the learning rate 0
+        alpha = torch.tensor(1.0 if learned else config.alpha, device=self.device)
+        self.log_alpha = alpha.log().requires_grad_()  # learned as a logarithm: alpha stays > 0
+        target = config.target_entropy
+        self.target_entropy = -float(action_dim) if target is None else target
+
+        adam = torch.optim.Adam
+        self.critic_optimizer = adam(self.critic.parameters(), config.critic_lr, fused=True)
+        self.actor_optimizer = adam(self.actor.parameters(), config.actor_lr, fused=True)
+        self.alpha_optimizer = adam([self.log_alpha], config.alpha_lr * learned, fused=True)
+        self.updates = 0
+
+    def make_actor(self):
+        return Actor(self.obs_dim, self.action_dim, self.config.hidden, self.generator)
+
+    def make_critic(self):
+        return TwinCritic(self.obs_dim, self.action_dim, self.config.hidden, self.generator)
+
+    @property
+    def alpha(self):
+        """The temperature, a tensor (). To set it from outside: agent.log_alpha.data.fill_(...)."""
+        return self.log_alpha.exp()
+
+    @torch.no_grad()
+    def act(self, obs, deterministic=False):
+        """obs (O,) or (B,O) -> action (A,) or (B,A), numpy in [-1,1]: a sample, or tanh(mean)."""
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        action = torch.tanh(self.actor(obs)[0]) if deterministic else self.actor.sample(obs)[0]
+        return action.cpu().numpy()
+
+    def combine(self, q):
+        """q (2,B) -> (B,). The smaller, in target and actor alike: else errors upwards win."""
+        return q.min(0).values
+
+    def backup(self, q):
+        """What the target looks ahead with: q (2,B) of the target critics -> (B,), or (2,B)."""
+        return self.combine(q)
+
+    def next_value(self, next_obs):
+        """V(s') = Q'(s',a') - alpha log pi(a'|s'), with a' ~ pi as it is now: (B,) (Eq. 3)."""
+        next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
+        return self.backup(self.target_critic(next_obs, next_action)) - self.alpha * log_prob
+
+    @torch.no_grad()
+    def td_target(self, batch):
+        """y = r + gamma (1 - d) V(s'), without gradient: (B,), or (2,B) one for each critic."""
+        r, d, v = batch.reward, batch.terminated, self.next_value(batch.next_obs)
+        return self.config.reward_scale * r + self.config.gamma * (1 - d) * v
+
+    def critic_loss(self, batch):
+        """J_Q = 1/2 E[(Q_1 - y)^2] + 1/2 E[(Q_2 - y)^2], a scalar (Eq. 5)."""
+        y = self.td_target(batch)  # (B,) or (2,B)
+        q = self.critic(batch.obs, batch.action)  # (2,B)
+        assert y.shape in (q.shape, q.shape[1:]), f"{y.shape} would broadcast against {q.shape}"
+        return 0.5 * ((q - y) ** 2).mean(1).sum()
+
+    def actor_loss(self, obs):
+        """J_pi = E[alpha log pi(a|s) - Q(s,a)], a scalar (Eq. 7 and 9), and log_prob (B,)."""
+        action, log_prob = self.actor.sample(obs)  # (B,A), (B,)
+        q = self.combine(self.critic(obs, action))  # (B,)
+        return (self.alpha.detach() * log_prob - q).mean(), log_prob
+
+    def alpha_loss(self, log_prob):
+        """J(alpha) = E[-alpha (log pi(a|s) + target entropy)], a scalar (Eq. 18)."""
+        return -(self.alpha * (log_prob + self.target_entropy).detach()).mean()
+
+    def update_target(self):
+        """theta' <- tau theta + (1 - tau) theta'."""
+        blend(self.target_critic, self.critic, self.config.tau)
+
+    def update(self, batch):
+        """One gradient step on everything (Algorithm 1); returns scalars, as tensors, by name."""
+        critic_loss = self.critic_loss(batch)
+        descend(critic_loss, self.critic_optimizer)
+
+        actor_loss, log_prob = self.actor_loss(batch.obs)
+        descend(actor_loss, self.actor_optimizer)
+
+        alpha_loss = self.alpha_loss(log_prob)
+        descend(alpha_loss, self.alpha_optimizer)
+
+        self.updates += 1
+        self.update_target()
+        losses = {"critic_loss": critic_loss, "actor_loss": actor_loss, "alpha_loss": alpha_loss}
+        return {k: v.detach() for k, v in (losses | {"entropy": -log_prob.mean()}).items()}
+
+    def state_dict(self):
+        """All that `update` and `act` depend on."""
+        parts = {k: v.state_dict() for k, v in vars(self).items() if hasattr(v, "state_dict")}
+        scalars = {"log_alpha": self.log_alpha.detach(), "updates": self.updates}
+        return parts | scalars | {"noise": self.generator.get_state()}
+
+    def load_state_dict(self, state):
+        """The inverse; raises KeyError or RuntimeError where names or shapes differ."""
+        for name, part in vars(self).items():
+            if hasattr(part, "load_state_dict"):
+                part.load_state_dict(state[name])
+        self.log_alpha.data.copy_(state["log_alpha"])
+        self.updates = state["updates"]
+        self.generator.set_state(state["noise"])
+
+
+# 5. Variants: one idea changed or taken away
+
+
+class SingleQ(SAC):
+    """One critic does it all (the other idles): expect Q above the return it stands for."""
+
+    def combine(self, q):
+        return q[0]
+
+
+class MeanQ(SAC):
+    """The mean of both critics: half the noise, but nothing leans against overestimation."""
+
+    def combine(self, q):
+        return q.mean(0)
+
+
+class DoubleQ(MeanQ):
+    """y_1 looks ahead with Q'_2, y_2 with Q'_1 (van Hasselt 2010); the actor climbs the mean."""
+
+    def backup(self, q):
+        return q.flip(0)  # (2,B)
+
+
+class Reinforce(SAC):
+    """Williams 1992: the actor learns how good K actions were, not which way Q rises: noisier."""
+
+    def actor_loss(self, obs):
+        """A surrogate whose gradient is the score-function estimate, and log_prob (K B,)."""
+        obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O)
+        mean, log_std = self.actor(obs)
+        u = torch.normal(mean, log_std.exp(), generator=self.generator).detach()  # (K B,A)
+        action, log_prob = squash(u, mean, log_std)
+        cost = self.alpha * log_prob - self.combine(self.critic(obs, action))  # (K B,)
+        return (log_prob * cost.detach()).mean(), log_prob
+
+
+class HardTarget(SAC):
+    """The targets are copies, renewed every 1/tau updates (DQN): still, then a jump."""
+
+    def update_target(self):
+        if self.updates % round(1 / self.config.tau) == 0:
+            self.target_critic.load_state_dict(self.critic.state_dict())
+
+
+class NoEntropy(SAC):
+    """alpha = 0: nothing rewards randomness. Expect the policy to narrow, often too early."""
+
+    def __init__(self, obs_dim, action_dim, config):
+        super().__init__(obs_dim, action_dim, replace(config, alpha=0.0))
+
+
+class DDPG(NoEntropy):
+    """Deterministic actor, one critic, target actor, noise (Lillicrap 2016): SAC's ancestor."""
+
+    def __init__(self, obs_dim, action_dim, config):
+        super().__init__(obs_dim, action_dim, config)
+        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
+
+    def act(self, obs, deterministic=False):
+        action = super().act(obs, deterministic=True)
+        if deterministic:
+            return action
+        noise = torch.randn(action.shape, generator=self.generator, device=self.device)
+        return np.clip(action + 0.1 * noise.cpu().numpy(), -1, 1)  # 0.1 as in Fujimoto 2018
+
+    def next_value(self, next_obs):
+        next_action = torch.tanh(self.target_actor(next_obs)[0])  # (B,A)
+        return self.target_critic(next_obs, next_action)[0]  # (B,)
+
+    def actor_loss(self, obs):
+        q = self.critic(obs, torch.tanh(self.actor(obs)[0]))[0]  # (B,)
+        return -q.mean(), torch.zeros_like(q)  # no density: entropy is reported as 0
+
+    def update_target(self):
+        super().update_target()
+        blend(self.target_actor, self.actor, self.config.tau)
+
+
+VARIANTS = {"sac": SAC, "single-q": SingleQ, "double-q": DoubleQ, "mean-q": MeanQ}
+VARIANTS |= {"reinforce": Reinforce, "hard-target": HardTarget, "no-entropy": NoEntropy}
+VARIANTS |= {"ddpg": DDPG}
+
+
+# 6. Replay buffer
+
+
+class Batch(NamedTuple):
+    """Transitions as the losses read them, float32."""
+
+    obs: torch.Tensor  # (B,O)
+    action: torch.Tensor  # (B,A) in [-1,1]
+    reward: torch.Tensor  # (B,)
+    next_obs: torch.Tensor  # (B,O)
+    terminated: torch.Tensor  # (B,) 1 where the task itself ended, 0 where only time ran out
+
+
+class ReplayBuffer:
+    """The last `capacity` transitions, drawn uniformly with replacement.
+
+    Each is a row of one float32 array, 4 (2 O + A + 2) bytes: a batch is a single gather.
+    """
+
+    def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
+        self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
+        rows = np.zeros((capacity, sum(self.widths)), np.float32)  # takes memory as it is filled
+        self.rows = torch.from_numpy(rows).to(device)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.added = 0
+
+    def __len__(self):
+        return min(self.added, len(self.rows))
+
+    def add(self, obs, action, reward, next_obs, terminated):
+        """Stores (O,), (A,), float, (O,), bool in place of the oldest transition."""
+        row = np.concatenate([obs, action, [reward], next_obs, [terminated]], dtype=np.float32)
+        self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
+        self.added += 1
+
+    def sample(self, batch_size):
+        """Returns a Batch; raises ValueError while there is nothing to draw from."""
+        if not self.added:
+            raise ValueError("the replay buffer is empty: add a transition first")
+        device = self.rows.device
+        index = torch.randint(len(self), (batch_size,), generator=self.generator, device=device)
+        obs, action, reward, next_obs, d = self.rows.index_select(0, index).split(self.widths, 1)
+        return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
+
+
+# 7. Environments
+
+
+class UsageError(ValueError):
+    """A user's mistake: one line that says what was wrong and what to do."""
+
+
+class UnitActions(gym.ActionWrapper):
+    """Flat actions in [-1,1] for a Box of any shape and bounds."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.box = env.action_space
+        self.action_space = gym.spaces.Box(-1, 1, (math.prod(self.box.shape),), np.float32)
+
+    def action(self, action):
+        a = np.asarray(action, np.float64).reshape(self.box.shape)
+        scaled = 0.5 * (1 - a) * self.box.low + 0.5 * (1 + a) * self.box.high  # no overflow
+        return np.clip(scaled, self.box.low, self.box.high).astype(self.box.dtype)
+
+
+def make_env(env, render_mode=None):
+    """A gymnasium id or a zero-argument callable -> flat float32 observations, actions in [-1,1].
+
+    Raises UsageError if it cannot be made, or is nothing that this SAC can learn.
+    """
+    name = env if isinstance(env, str) else getattr(env, "__name__", "the environment")
+    env = gym_make(env, render_mode) if isinstance(env, str) else env()
+    box, obs = env.action_space, env.observation_space
+    if not isinstance(box, gym.spaces.Box) or box.dtype.kind != "f":
+        raise UsageError(f"{name} has the actions {box}; SAC needs continuous ones, a float Box")
+    if not np.isfinite([box.low, box.high]).all():
+        raise UsageError(f"{name} has infinite action bounds; gymnasium's RescaleAction mends that")
+    if box.low.size == 0 or (box.low >= box.high).any():
+        raise UsageError(f"{name} has an action with low = high in {box}; take it out")
+    if isinstance(obs, gym.spaces.Box) and obs.dtype == np.uint8 and len(obs.shape) > 1:
+        raise UsageError(f"{name} observes images, {obs.shape}; these networks read flat vectors")
+    if not obs.is_np_flattenable:
+        raise UsageError(f"{name} observes {obs}, which gymnasium cannot flatten")
+    env = gym.wrappers.FlattenObservation(UnitActions(env))
+    flat = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
+    return gym.wrappers.TransformObservation(env, lambda obs: obs.astype(np.float32), flat)
+
+
+def gym_make(env_id, render_mode):
+    """gym.make without its noise; whatever goes wrong becomes a UsageError with a remedy."""
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        if render_mode == "human":
+            raise UsageError("there is no display for --render; --video FILE.gif needs none")
+        if render_mode:
+            os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
+    if importlib.util.find_spec("mujoco"):
+        import mujoco  # left alone, it writes its warnings to MUJOCO_LOG.TXT right here
+
+        mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass)")
+            return gym.make(env_id, render_mode=render_mode, disable_env_checker=True)
+    except Exception as error:  # anything, from a third party's module or constructor
+        if isinstance(error, gym.error.DependencyNotInstalled):
+            hint = "pip install -r requirements.txt"
+        else:
+            near = difflib.get_close_matches(env_id, gym.registry.keys() - {env_id}, cutoff=0.8)
+            hint = f"close: {', '.join(near)}" if near else "see gymnasium.pprint_registry()"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"cannot make {env_id}: {reason} ({hint})") from None
+
+
+def evaluate(agent, env, episodes, seed):
+    """The undiscounted returns (episodes,) of the mean action; touches no state of training.
+
+    Only the first reset is seeded: the episodes of an evaluation differ, evaluations do not.
+    """
+    returns = np.zeros(episodes)
+    for i in range(episodes):
+        obs, _ = env.reset(seed=None if i else seed)
+        terminated = truncated = False
+        while not (terminated or truncated):
+            obs, reward, terminated, truncated, _ = env.step(agent.act(obs, deterministic=True))
+            returns[i] += reward
+    return returns
+
+
+# 8. Run: the loop, and what is kept of it
+
+PRECISIONS = ("auto", "highest", "high", "medium")
+COLUMNS = """step episodes train_return train_length eval_return eval_min eval_max critic_loss
+    actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second seconds""".split()
+COUNTERS = "step episodes seconds history last_return last_length evaluation".split()
+MAY_CHANGE = "steps stop_at device threads".split()  # when a run goes on
+
+
+class Diverged(RuntimeError):
+    """NaN or infinity; the message names the quantity and the step."""
+
+
+def check_ranges(config):
+    """Raises UsageError for the first field of a Config that is out of its range."""
+    choices = {"variant": tuple(VARIANTS), "matmul_precision": PRECISIONS}
+    for name, x in vars(config).items():
+        if name in choices:
+            valid, rule = x in choices[name], f"one of {', '.join(choices[name])}"
+        elif Config.__annotations__[name] is int:
+            low = 0 if name in ("warmup", "seed", "threads") else 1
+            valid, rule = isinstance(x, int) and x >= low, f"a whole number, {low} or more"
+        elif name in ("gamma", "tau"):
+            valid, rule = 0 <= x <= 1 and (x > 0 or name == "gamma"), "between 0 and 1"
+        elif name in ("target_entropy", "stop_at"):
+            valid, rule = x is None or math.isfinite(x), "finite"
+        else:
+            valid, rule = x is None or isinstance(x, str) or 0 < x < math.inf, "positive and finite"
+        if not valid:
+            raise UsageError(f"--{name.replace('_', '-')} must be {rule}, not {x}")
+
+
+def pick_device(name):
+    """The torch.device of that name, auto being cuda where there is one; raises UsageError."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name not in ("auto", "cpu") and not there.get(name):
+        raise UsageError(f"--device {name} is not to be had on this machine: try --device cpu")
+    return torch.device(("cuda" if there["cuda"] else "cpu") if name == "auto" else name)
+
+
+def configure_torch(config):
+    """Sets threads and matmul precision of the process, before its first tensor operation.
+
+    Both are part of what "the same run" means.
+    """
+    torch.set_num_threads(config.threads or min(torch.get_num_threads(), 4))
+    precision = config.matmul_precision
+    if precision == "auto":
+        # On a CPU, "medium" means oneDNN: faster on some, and exact; but where there are bfloat16
+        # units it keeps 3 digits. So try it. (On a GPU it would mean TF32.)
+        torch.set_float32_matmul_precision("medium")
+        a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
+        exact = ((a @ a) - a.double() @ a.double()).abs().max() < 1e-4
+        precision = "medium" if exact and pick_device(config.device).type == "cpu" else "highest"
+    torch.set_float32_matmul_precision(precision)
+    # Having freed something large once, the C library keeps the pages of freed tensors for the
+    # next ones instead of giving them back each time: a fifth of the time with two threads.
+    torch.empty(7_900_000)
+
+
+def versions():
+    """What a run's numbers depend on besides its config."""
+    modules = {m.__name__: str(m.__version__) for m in (torch, gym, np)}
+    modules["sac.py"] = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
+    precision = torch.get_float32_matmul_precision()
+    return modules | {"threads": torch.get_num_threads(), "matmul_precision": precision}
+
+
+def write(path, content):
+    """Calls content(file); then `path` holds all of it or, if interrupted, what it held before."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        content(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_checkpoint(folder):
+    """The dict that Run.save wrote; runs no code from the file. Raises UsageError."""
+    path = Path(folder) / "checkpoint.pt"
+    if not path.is_file():
+        raise UsageError(f"{folder} is not the folder of a saved run: it has no checkpoint.pt")
+    try:
+        assert zipfile.ZipFile(path).testzip() is None  # checks every checksum
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        assert state["format"] == 1
+        return state
+    except Exception:  # there is no end to the ways in which a file can be broken
+        raise UsageError(f"{path} is damaged, or not of this version of sac.py") from None
+
+
+class Run:
+    """Training: iterate to train; yields a row, a dict of floats named as in COLUMNS.
+
+    Break off and iterate again: it goes on where it stood. `env`, a zero-argument callable, is
+    used instead of config.env. In a `folder`, which must be new, the run keeps its rows and saves
+    itself. Raises UsageError; and Diverged at a NaN or infinity.
+    """
+
+    def __init__(self, config, env=None, folder=None):
+        if env is not None:
+            config = replace(config, env=getattr(env, "__name__", "custom"))
+        self.config = config
+        self.env, self.eval_env = make_env(env or config.env), make_env(env or config.env)
+        dims = self.env.observation_space.shape[0], self.env.action_space.shape[0]
+        self.agent = VARIANTS[config.variant](*dims, config)
+        capacity = min(config.buffer_size, config.steps)
+        self.buffer = ReplayBuffer(*dims, capacity, config.seed, self.agent.device)
+        self.rng = np.random.default_rng(config.seed)  # of warm-up actions
+        self.step = self.episodes = self.saved_at = 0
+        self.seconds, self.history = 0.0, []
+        self.obs = None  # None between two episodes
+        self.last_return = self.last_length = math.nan  # of the last whole episode
+        self.evaluation = (math.nan, math.nan, math.nan)  # mean, lowest, highest return
+        self.metrics = {}  # of the last update
+        self.stop_by = math.inf  # a time.monotonic(): stop at an episode's end, or then
+        self.folder = None
+        if folder is not None:
+            self._open(folder)
+
+    @property
+    def finished(self):
+        """Whether all steps are done, or an evaluation has reached stop_at."""
+        goal = math.inf if self.config.stop_at is None else self.config.stop_at
+        return self.step >= self.config.steps or self.evaluation[0] >= goal
+
+    def __iter__(self):
+        c = self.config
+        clock, start = time.perf_counter(), self.step
+        while not (self.finished or self._stopped()):
+            self.advance()
+            row = None
+            evaluating = self.step % c.eval_every == 0 or self.step == c.steps
+            if evaluating or self.step % c.log_every == 0:
+                speed = (self.step - start) / (time.perf_counter() - clock)
+                if evaluating:
+                    returns = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1)
+                    self.evaluation = tuple(float(f(returns)) for f in (np.mean, np.min, np.max))
+                self.seconds += time.perf_counter() - clock
+                row = self._row(speed)
+            if self.finished or (self.obs is None and self.step - self.saved_at >= c.save_every):
+                self._attempt(self.save)
+            if row:
+                yield row
+                clock, start = time.perf_counter(), self.step
+        if self.step > self.saved_at:
+            self._attempt(self.save)
+
+    def _stopped(self):
+        between = self.obs is None and self.stop_by < math.inf
+        return between or time.monotonic() >= self.stop_by
+
+    def advance(self):
+        """One environment step of Algorithm 1."""
+        if self.obs is None:
+            self.obs, _ = self.env.reset(seed=None if self.step else self.config.seed)
+            self.episode_return, self.episode_length = 0.0, 0
+
+        # Act
+        if self.step < self.config.warmup:
+            action = self.rng.uniform(-1, 1, self.agent.action_dim).astype(np.float32)
+        else:
+            action = self.agent.act(self.obs)
+
+        # Step the environment
+        next_obs, reward, terminated, truncated, _ = self.env.step(action)
+        self.step += 1
+        for name, value in (("action", action), ("observation", next_obs), ("reward", reward)):
+            if not np.isfinite(value).all():
+                raise Diverged(f"NaN or infinity in the {name} at step {self.step}")
+
+        # Store. Only `terminated` ends the future: after a time limit, more would have come
+        self.buffer.add(self.obs, action, reward, next_obs, terminated)
+
+        # Learn
+        if self.buffer.added > self.config.warmup:
+            for _ in range(self.config.updates_per_step):
+                self.batch = self.buffer.sample(self.config.batch_size)
+                self.metrics = self.agent.update(self.batch)
+
+        self.obs = None if terminated or truncated else next_obs
+        self.episode_return += float(reward)
+        self.episode_length += 1
+        if self.obs is None:
+            self.last_return, self.last_length = self.episode_return, self.episode_length
+            self.episodes += 1
+
+    def _row(self, speed):
+        row = dict.fromkeys(COLUMNS, math.nan)
+        row |= {"step": self.step, "episodes": self.episodes, "seconds": self.seconds}
+        row |= {"train_return": self.last_return, "train_length": self.last_length}
+        row |= dict(zip(("eval_return", "eval_min", "eval_max"), self.evaluation))
+        row |= {"alpha": self.agent.alpha.item(), "target_entropy": self.agent.target_entropy}
+        row |= {"steps_per_second": speed} | self.metrics
+        if self.metrics:
+            with torch.no_grad():
+                row["q_mean"] = self.agent.critic(self.batch.obs, self.batch.action).mean()
+            for name in ("alpha", "q_mean", *self.metrics):
+                if not math.isfinite(row[name]):
+                    raise Diverged(f"NaN or infinity in {name} at step {self.step}")
+        self.history.append({name: float(value) for name, value in row.items()})
+        self._attempt(self._write_rows, self.history[-1:])
+        return self.history[-1]
+
+    def _open(self, folder):
+        about = json.dumps({"config": asdict(self.config), "versions": versions()}, indent=2)
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True)
+            (self.folder / "config.json").write_text(about + "\n")
+            self._write_rows(self.history, "w")
+        except FileExistsError:
+            raise UsageError(f"{folder} exists; --resume {folder} continues a run") from None
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+
+    def _write_rows(self, rows, mode="a"):
+        with open(self.folder / "progress.csv", mode) as file:
+            file.write(",".join(COLUMNS) + "\n" if mode == "w" else "")
+            file.writelines(",".join(f"{x:.10g}" for x in row.values()) + "\n" for row in rows)
+
+    def _attempt(self, action, *arguments):
+        try:
+            if self.folder:
+                action(*arguments)
+        except OSError as error:
+            warnings.warn(f"step {self.step}: could not write to {self.folder}: {error}")
+
+    def save(self, folder=None):
+        """Writes all that going on needs: the replay first, then the checkpoint that names it.
+
+        Interrupted at any point it leaves the save before. A `folder` that is new becomes the
+        run's own. Raises UsageError where it exists, OSError where it cannot be written.
+        """
+        if folder is not None and Path(folder) != self.folder:
+            self._open(folder)
+        rows = self.buffer.rows[: len(self.buffer)].cpu().numpy()
+        replay = self.folder / f"replay-{self.step}.npy"
+        state = {
+            "format": 1,
+            "config": asdict(self.config),
+            "versions": versions(),
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "between_episodes": self.obs is None,
+            "agent": self.agent.state_dict(),
+            "replay": {"file": replay.name, "added": self.buffer.added, "crc32": zlib.crc32(rows)},
+            "replay_rng": self.buffer.generator.get_state(),
+            "warmup_rng": self.rng.bit_generator.state,
+            "env_rng": self.env.unwrapped.np_random.bit_generator.state,
+        }
+        write(replay, lambda file: np.save(file, rows))
+        write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
+        self.saved_at = self.step
+        for old in set(self.folder.glob("replay-*.npy")) - {replay}:
+            old.unlink()
+        write(self.folder / "learning_curve.png", plot_runs([self]).savefig)
+
+    @classmethod
+    def load(cls, folder, env=None, **changes):
+        """The run saved in `folder`; `changes` replace fields of its config. Raises UsageError.
+
+        It goes on bit for bit as if it had never stopped: on the same machine, with the same
+        threads and versions, if it was saved between two episodes (it warns if not).
+        """
+        state = read_checkpoint(folder)
+        replay = Path(folder) / state["replay"]["file"]
+        run = cls(replace(Config(**state["config"]), **changes), env)
+        run.agent.load_state_dict(state["agent"])
+        vars(run).update(state["counters"])
+        run.rng.bit_generator.state = state["warmup_rng"]
+        run.env.unwrapped.np_random.bit_generator.state = state["env_rng"]
+        run.buffer.generator.set_state(state["replay_rng"])
+        try:
+            rows = np.load(replay, mmap_mode="r", allow_pickle=False)
+            assert rows.dtype == np.float32 and zlib.crc32(rows) == state["replay"]["crc32"]
+        except (OSError, ValueError, EOFError, AssertionError):
+            raise UsageError(f"{replay} is missing, damaged, or of another save") from None
+        run.buffer.rows[: len(rows)] = torch.from_numpy(rows.copy())
+        run.buffer.added = state["replay"]["added"]
+        run.folder, run.saved_at = Path(folder), run.step
+        run._write_rows(run.history, "w")  # rows after the save will come again
+        if not state["between_episodes"]:
+            warnings.warn(f"saved inside an episode: after step {run.step} a new one begins")
+        now = versions()
+        if changed := [name for name, then in state["versions"].items() if now[name] != then]:
+            warnings.warn(f"not exactly the saved run any more: other {', '.join(changed)}")
+        return run
+
+
+# 9. Pictures and the command line
+
+PANELS = {"eval_return": "evaluation return", "q_mean": "mean Q of a batch"}
+PANELS |= {"entropy": "entropy of the policy (nats)", "alpha": "temperature alpha"}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
+
+
+def read_run(run):
+    """Config (dict) and columns (dict of arrays) of a Run or of its folder; raises UsageError."""
+    if isinstance(run, Run):
+        return asdict(run.config), {k: np.array([r[k] for r in run.history]) for k in COLUMNS}
+    try:
+        config = json.loads((Path(run) / "config.json").read_text())["config"]
+        table = np.loadtxt(Path(run) / "progress.csv", delimiter=",", skiprows=1, ndmin=2)
+        return config, dict(zip(COLUMNS, table.T, strict=True))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{run} is not the folder of a run that has begun") from None
+
+
+def plot_runs(runs):
+    """Draws Runs, or folders of runs, over steps: return, Q, entropy, temperature.
+
+    Runs that differ in their seed alone become one line, the mean, in a band from lowest to
+    highest; others get lines of their own, named by what differs. Returns a matplotlib Figure.
+    """
+    from matplotlib.figure import Figure  # pyplot would take a second to import
+
+    runs = [read_run(run) for run in runs]
+    fields_ = [k for k in runs[0][0] if k not in ("seed", *MAY_CHANGE)]
+    differing = [k for k in fields_ if len({config.get(k) for config, _ in runs}) > 1]
+    groups = {}
+    for config, columns in runs:
+        label = ", ".join(f"{k} {config.get(k)}" for k in differing)
+        label = label or f"{config['env']}, {config['variant']}"
+        groups.setdefault(label, []).append((config, columns))
+
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    for panel, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items()):
+        panel.set(title=title, yscale="log" if name == "alpha" else "linear")
+        panel.grid(alpha=0.3)
+        for i, (label, seeds) in enumerate(groups.items()):
+            curves = []
+            for config, columns in seeds:
+                every = config["eval_every"] if name == "eval_return" else 1
+                at = columns["step"] % every == 0
+                curves.append(dict(zip(columns["step"][at], columns[name][at])))
+            steps = sorted(set.intersection(*map(set, curves)))
+            values = np.array([[curve[step] for step in steps] for curve in curves])
+            style = {"color": COLOURS[i % 6], "linestyle": ("-", "--", "-.", ":")[i % 4]}
+            panel.plot(steps, values.mean(0), label=label, **style)
+            panel.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.2)
+            if name == "entropy":
+                panel.axhline(columns["target_entropy"][-1], color=style["color"], lw=0.8)
+    figure.axes[0].legend()
+    figure.supxlabel("environment steps")
+    return figure
+
+
+def whole(text):
+    """argparse type of whole numbers: 100000, 100_000 or 1e5."""
+    number = float(text)
+    if number != int(number):
+        raise ValueError
+    return int(number) if "e" in text else int(text)
+
+
+def parse(argv):
+    """The flags that were given, as a dict. Config's own are read from its source."""
+    lines = (f"  {name:13}{kind.__doc__.splitlines()[0]}" for name, kind in VARIANTS.items())
+    parser = argparse.ArgumentParser(
+        description="Train Soft Actor-Critic, or look at what was trained.",
+        epilog="\n".join(("variants:", *lines)),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 0, 27, 100),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        usage="python sac.py [flags]",
+    )
+    for line in inspect.getsource(Config).splitlines():
+        if title := re.fullmatch(r"    # (\w+)", line):
+            group = parser.add_argument_group(title[1])
+        elif field := re.fullmatch(r"    (\w+): (\w+).* = (.*)  # (.*)", line):
+            name, kind, default, text = field.groups()
+            text += "" if default == "None" else " (" + default.strip('"') + ")"
+            kind = {"int": whole, "float": float, "str": str}[kind]
+            group.add_argument("--" + name.replace("_", "-"), type=kind, metavar="X", help=text)
+    group = parser.add_argument_group("Files")
+    for flag, text, how in (
+        ("--out", "run folder (runs/ENV/VARIANT-seedN, then -2, -3)", {}),
+        (
+            "--resume",
+            "go on from the last save, there or where --out says",
+            {"nargs": "?", "const": ""},
+        ),
+        ("--tensorboard", "write event files too", {"action": "store_true"}),
+        ("--plot", "draw these runs side by side, into --out FILE", {"nargs": "+"}),
+        ("--play", "play the policy saved there, print the returns", {}),
+        ("--episodes", "of --play (10)", {"type": whole}),
+        ("--render", "--play in a window", {"action": "store_true"}),
+        ("--video", "film the first episode of --play: .gif, .webp or .mp4", {}),
+    ):
+        names = (
+            {}
+            if "action" in how
+            else {"metavar": "DIR" if flag in "--out--resume--plot--play" else "X"}
+        )
+        group.add_argument(flag, help=text, **how, **names)
+
+    def refuse(message):
+        raise UsageError(f"{message} (--help lists the flags)")
+
+    parser.error = refuse
+    return vars(parser.parse_args(argv))
+
+
+def open_run(flags, out=None, resume=None):
+    """The Run that the command line asks for: a new one, or one that goes on."""
+    config = Config(**flags)
+    place = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
+    names = (place if n == 1 else f"{place}-{n}" for n in itertools.count(1))
+    if resume == "":  # the run that the other flags name, if it was ever saved
+        resume = out or place
+        resume = resume if Path(resume, "checkpoint.pt").exists() else None
+    if resume is None:
+        configure_torch(config)
+        return Run(config, folder=out or next(name for name in names if not Path(name).exists()))
+    saved = read_checkpoint(resume)
+    for name, value in flags.items():
+        if name not in MAY_CHANGE and value != saved["config"][name]:
+            was = f"{name} was {saved['config'][name]}"
+            raise UsageError(f"{resume} cannot go on with other flags: {was}, not {value}")
+    if flags.get("steps", math.inf) < saved["counters"]["step"]:
+        raise UsageError(f"{resume} has done {saved['counters']['step']} steps: give more --steps")
+    configure_torch(replace(Config(**saved["config"]), **flags))
+    return Run.load(resume, **flags)
+
+
+def train(run, tensorboard=False):
+    """Trains, with a line for each row; returns the exit code."""
+    if tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UsageError(
+                "--tensorboard needs one package more: pip install tensorboard"
+            ) from None
+    c, agent, signals = run.config, run.agent, []
+    weights = sum(p.numel() for net in (agent.actor, agent.critic) for p in net.parameters())
+    print(
+        f"{c.env}, {c.variant}, seed {c.seed}: {agent.obs_dim} observations, {agent.action_dim} "
+        f"actions, {weights:,} parameters, replay of {run.buffer.rows.nbytes / 1e6:.0f} MB; "
+        f"{agent.device}, {torch.get_num_threads()} threads\nwriting to {run.folder}"
+    )
+
+    def stop(number, _):
+        if signals:
+            os._exit(128 + number)
+        signals.append(number)
+        run.stop_by = time.monotonic() + 10
+        print("\nstopping at the end of the episode; once more: at once", flush=True)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    events = SummaryWriter(run.folder) if tensorboard else None
+    width = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
+    try:
+        for row in run:
+            left = (c.steps - run.step) / row["steps_per_second"] / 60
+            line = (
+                f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}  {left:.0f} min left  "
+                f"{row['steps_per_second']:.0f}/s  return {row['train_return']:.1f}  "
+                f"evaluation {row['eval_return']:.1f}  alpha {row['alpha']:.3g}  entropy "
+                f"{row['entropy']:.2f}/{row['target_entropy']:g}  Q {row['q_mean']:.1f}"
+            )
+            evaluated = run.step % c.eval_every == 0 or run.finished
+            keep = evaluated or not width
+            print(
+                "\r" * bool(width) + line[: width or None].ljust(width), end="\n" * keep, flush=True
+            )
+            for name in row if events else ():
+                events.add_scalar(name, row[name], run.step)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if run.finished:
+        mean, low, high = run.evaluation
+        print(
+            f"final evaluation: {mean:.1f} ({low:.1f} to {high:.1f} in {c.eval_episodes} episodes)"
+        )
+        print(f"watch it:  python sac.py --play {run.folder} --render   (or --video FILE.gif)")
+    else:
+        print(f"go on:  python sac.py --resume {run.folder}")
+    return 128 + signals[0] if signals else 0
+
+
+def play(folder, episodes=10, render=False, video=None):
+    """Plays a saved policy with its mean action, prints the returns, may film the first episode."""
+    if video and (Path(video).exists() or Path(video).suffix not in (".gif", ".webp", ".mp4")):
+        raise UsageError(f"--video needs a new file ending in .gif, .webp or .mp4, not {video}")
+    state = read_checkpoint(folder)
+    config = Config(**state["config"])
+    configure_torch(config)
+    env = make_env(config.env, "human" if render else "rgb_array" if video else None)
+    agent = VARIANTS[config.variant](
+        env.observation_space.shape[0], env.action_space.shape[0], config
+    )
+    agent.load_state_dict(state["agent"])
+    film = gym.wrappers.RenderCollection(env, pop_frames=False, reset_clean=False)
+    returns = []
+    for i in range(episodes):
+        stage = film if video and i == 0 else env
+        returns += list(evaluate(agent, stage, 1, config.seed + 1 + i))
+        print(f"episode {i + 1}: return {returns[-1]:.1f}", flush=True)
+    print(f"mean {np.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})")
+    if video:
+        import imageio.v3 as imageio  # comes with gymnasium[mujoco]
+
+        rate = env.metadata.get("render_fps", 30)
+        timing = {"fps": rate} if video.endswith(".mp4") else {"duration": 1000 / rate, "loop": 0}
+        try:
+            imageio.imwrite(video, [frame[::2, ::2] for frame in film.render()], **timing)
+        except (ImportError, ValueError, OSError) as error:
+            raise UsageError(f"cannot write {video}: {error}; .gif needs no encoder") from None
+        print(f"wrote {video}")
+
+
+def main(argv=None):
+    """The command line. Returns the exit code: 0; 1 diverged; 2 usage; 128 + signal."""
+    warnings.showwarning = lambda message, *_: print(f"sac.py: {message}", file=sys.stderr)
+    try:
+        given = parse(argv)
+        flags = {f.name: given.pop(f.name) for f in fields(Config) if f.name in given}
+        if "plot" in given:
+            out = Path(given.get("out", "comparison.png"))
+            plot_runs(given["plot"]).savefig(out)
+            print(f"wrote {out}")
+        elif "play" in given:
+            play(given.pop("play"), **given)
+        else:
+            tensorboard = given.pop("tensorboard", False)
+            return train(open_run(flags, **given), tensorboard)
+    except UsageError as error:
+        print(f"sac.py: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"sac.py: stopped by {error}; the last save is intact", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
