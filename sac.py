@@ -26,20 +26,17 @@ Where this differs from the paper, and why:
 - The critics' learning rate is 1e-3, not 3e-4: on HalfCheetah-v4 they learn faster (see README).
 - The first 5,000 steps are uniform actions without learning, so that first batches are diverse.
 - Actions and entropies are in [-1,1] units whatever the environment's bounds: -A means the same.
-- log sigma is kept in [-5,2] by a tanh, since a hard clamp has no gradient outside.
+- log sigma is kept in [-20,2] smoothly, since a hard clamp has no gradient outside.
 """
 
 import argparse
 import copy
-import difflib
 import importlib.util
 import inspect
-import itertools
 import json
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -138,7 +135,7 @@ class Actor(nn.Module):
     def forward(self, obs):
         """obs (B,O) -> mean (B,A) and log_std (B,A) of the Gaussian before tanh."""
         mean, x = self.net(obs).chunk(2, -1)
-        return mean, -1.5 + 3.5 * torch.tanh(x)  # log_std in [-5,2]
+        return mean, -20 + F.softplus(22 - F.softplus(2 - x))  # x, but smoothly within [-20,2]
 
     def sample(self, obs):
         """obs (B,O) -> action (B,A), log_prob (B,), both differentiable: u = mean + std noise."""
@@ -404,10 +401,7 @@ class Batch(NamedTuple):
 
 
 class ReplayBuffer:
-    """The last `capacity` transitions, drawn uniformly with replacement.
-
-    Each is a row of one float32 array, 4 (2 O + A + 2) bytes: a batch is a single gather.
-    """
+    """The last `capacity` transitions, as rows of one float32 array: a batch is one gather."""
 
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
@@ -426,7 +420,7 @@ class ReplayBuffer:
         self.added += 1
 
     def sample(self, batch_size):
-        """Returns a Batch; raises ValueError while there is nothing to draw from."""
+        """A Batch drawn uniformly, with replacement; ValueError while there is none to draw."""
         if not self.added:
             raise ValueError("the replay buffer is empty: add a transition first")
         device = self.rows.device
@@ -452,15 +446,12 @@ class UnitActions(gym.ActionWrapper):
 
     def action(self, action):
         a = np.asarray(action, np.float64).reshape(self.box.shape)
-        scaled = 0.5 * (1 - a) * self.box.low + 0.5 * (1 + a) * self.box.high  # no overflow
+        scaled = 0.5 * (1 - a) * self.box.low + 0.5 * (1 + a) * self.box.high
         return np.clip(scaled, self.box.low, self.box.high).astype(self.box.dtype)
 
 
 def make_env(env, render_mode=None):
-    """A gymnasium id or a zero-argument callable -> flat float32 observations, actions in [-1,1].
-
-    Raises UsageError if it cannot be made, or is nothing that this SAC can learn.
-    """
+    """A gymnasium id or zero-argument callable, made flat, actions in [-1,1]; or UsageError."""
     name = env if isinstance(env, str) else getattr(env, "__name__", "the environment")
     env = gym_make(env, render_mode) if isinstance(env, str) else env()
     box, obs = env.action_space, env.observation_space
@@ -480,7 +471,7 @@ def make_env(env, render_mode=None):
 
 
 def gym_make(env_id, render_mode):
-    """gym.make without its noise; whatever goes wrong becomes a UsageError with a remedy."""
+    """gym.make without its noise; whatever goes wrong becomes a UsageError."""
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         if render_mode == "human":
             raise UsageError("there is no display for --render; --video FILE.gif needs none")
@@ -495,23 +486,17 @@ def gym_make(env_id, render_mode):
             warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass)")
             return gym.make(env_id, render_mode=render_mode, disable_env_checker=True)
     except Exception as error:  # anything, from a third party's module or constructor
-        if isinstance(error, gym.error.DependencyNotInstalled):
-            hint = "pip install -r requirements.txt"
-        else:
-            near = difflib.get_close_matches(env_id, gym.registry.keys() - {env_id}, cutoff=0.8)
-            hint = f"close: {', '.join(near)}" if near else "see gymnasium.pprint_registry()"
+        unknown = isinstance(error, gym.error.UnregisteredEnv)
+        hint = " (gymnasium.pprint_registry() prints all there are)" if unknown else ""
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"cannot make {env_id}: {reason} ({hint})") from None
+        raise UsageError(f"cannot make {env_id}: {reason}{hint}") from None
 
 
 def evaluate(agent, env, episodes, seed):
-    """The undiscounted returns (episodes,) of the mean action; touches no state of training.
-
-    Only the first reset is seeded: the episodes of an evaluation differ, evaluations do not.
-    """
+    """Undiscounted returns (episodes,) of the mean action. Draws nothing from training's state."""
     returns = np.zeros(episodes)
     for i in range(episodes):
-        obs, _ = env.reset(seed=None if i else seed)
+        obs, _ = env.reset(seed=None if i else seed)  # each evaluation meets the same starts
         terminated = truncated = False
         while not (terminated or truncated):
             obs, reward, terminated, truncated, _ = env.step(agent.act(obs, deterministic=True))
@@ -521,7 +506,6 @@ def evaluate(agent, env, episodes, seed):
 
 # 8. Run: the loop, and what is kept of it
 
-PRECISIONS = ("auto", "highest", "high", "medium")
 COLUMNS = """step episodes train_return train_length eval_return eval_min eval_max critic_loss
     actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second seconds""".split()
 COUNTERS = "step episodes seconds history last_return last_length evaluation".split()
@@ -534,19 +518,19 @@ class Diverged(RuntimeError):
 
 def check_ranges(config):
     """Raises UsageError for the first field of a Config that is out of its range."""
-    choices = {"variant": tuple(VARIANTS), "matmul_precision": PRECISIONS}
+    choices = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "medium")}
     for name, x in vars(config).items():
-        if name in choices:
-            valid, rule = x in choices[name], f"one of {', '.join(choices[name])}"
-        elif Config.__annotations__[name] is int:
+        if Config.__annotations__[name] is int:
             low = 0 if name in ("warmup", "seed", "threads") else 1
             valid, rule = isinstance(x, int) and x >= low, f"a whole number, {low} or more"
+        elif name in choices:
+            valid, rule = x in choices[name], "one of " + ", ".join(choices[name])
         elif name in ("gamma", "tau"):
             valid, rule = 0 <= x <= 1 and (x > 0 or name == "gamma"), "between 0 and 1"
-        elif name in ("target_entropy", "stop_at"):
-            valid, rule = x is None or math.isfinite(x), "finite"
         else:
-            valid, rule = x is None or isinstance(x, str) or 0 < x < math.inf, "positive and finite"
+            low = -math.inf if name in ("target_entropy", "stop_at") else 0
+            valid = x is None or isinstance(x, str) or low < x < math.inf
+            rule = "finite" if low else "positive and finite"
         if not valid:
             raise UsageError(f"--{name.replace('_', '-')} must be {rule}, not {x}")
 
@@ -560,27 +544,24 @@ def pick_device(name):
 
 
 def configure_torch(config):
-    """Sets threads and matmul precision of the process, before its first tensor operation.
-
-    Both are part of what "the same run" means.
-    """
+    """Sets the process's threads and matmul precision, before its first tensor operation."""
     torch.set_num_threads(config.threads or min(torch.get_num_threads(), 4))
     precision = config.matmul_precision
     if precision == "auto":
-        # On a CPU, "medium" means oneDNN: faster on some, and exact; but where there are bfloat16
-        # units it keeps 3 digits. So try it. (On a GPU it would mean TF32.)
+        # On a CPU "medium" means oneDNN: on some faster, and exact; but with bfloat16 units it
+        # keeps 3 digits. So try it. (On a GPU it would mean TF32.)
         torch.set_float32_matmul_precision("medium")
         a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
         exact = ((a @ a) - a.double() @ a.double()).abs().max() < 1e-4
         precision = "medium" if exact and pick_device(config.device).type == "cpu" else "highest"
     torch.set_float32_matmul_precision(precision)
-    # Having freed something large once, the C library keeps the pages of freed tensors for the
-    # next ones instead of giving them back each time: a fifth of the time with two threads.
+    # Once something large was freed, the C library keeps freed tensors' pages for the next ones
+    # instead of giving them back each time, which took a fifth of the time on two threads.
     torch.empty(7_900_000)
 
 
 def versions():
-    """What a run's numbers depend on besides its config."""
+    """What the numbers of a run depend on besides its config."""
     modules = {m.__name__: str(m.__version__) for m in (torch, gym, np)}
     modules["sac.py"] = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
     precision = torch.get_float32_matmul_precision()
@@ -599,24 +580,21 @@ def write(path, content):
 
 def read_checkpoint(folder):
     """The dict that Run.save wrote; runs no code from the file. Raises UsageError."""
-    path = Path(folder) / "checkpoint.pt"
+    path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"{folder} is not the folder of a saved run: it has no checkpoint.pt")
     try:
-        assert zipfile.ZipFile(path).testzip() is None  # checks every checksum
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        assert state["format"] == 1
-        return state
+        assert zipfile.ZipFile(path).testzip() is None  # every checksum is right
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # there is no end to the ways in which a file can be broken
         raise UsageError(f"{path} is damaged, or not of this version of sac.py") from None
 
 
 class Run:
-    """Training: iterate to train; yields a row, a dict of floats named as in COLUMNS.
+    """Training: iterate over it; it yields a row, a dict of floats (COLUMNS), now and then.
 
-    Break off and iterate again: it goes on where it stood. `env`, a zero-argument callable, is
-    used instead of config.env. In a `folder`, which must be new, the run keeps its rows and saves
-    itself. Raises UsageError; and Diverged at a NaN or infinity.
+    Break off and iterate again: it goes on where it stood. `env`, a zero-argument callable, takes
+    the place of config.env. In `folder`, which must be new, it keeps its rows and saves itself.
     """
 
     def __init__(self, config, env=None, folder=None):
@@ -630,11 +608,10 @@ class Run:
         self.buffer = ReplayBuffer(*dims, capacity, config.seed, self.agent.device)
         self.rng = np.random.default_rng(config.seed)  # of warm-up actions
         self.step = self.episodes = self.saved_at = 0
-        self.seconds, self.history = 0.0, []
+        self.seconds, self.history, self.metrics = 0.0, [], {}
         self.obs = None  # None between two episodes
         self.last_return = self.last_length = math.nan  # of the last whole episode
         self.evaluation = (math.nan, math.nan, math.nan)  # mean, lowest, highest return
-        self.metrics = {}  # of the last update
         self.stop_by = math.inf  # a time.monotonic(): stop at an episode's end, or then
         self.folder = None
         if folder is not None:
@@ -649,7 +626,10 @@ class Run:
     def __iter__(self):
         c = self.config
         clock, start = time.perf_counter(), self.step
-        while not (self.finished or self._stopped()):
+        while not self.finished:
+            if time.monotonic() >= self.stop_by or (self.obs is None and self.stop_by < math.inf):
+                self._attempt(self.save)
+                return
             self.advance()
             row = None
             evaluating = self.step % c.eval_every == 0 or self.step == c.steps
@@ -665,12 +645,6 @@ class Run:
             if row:
                 yield row
                 clock, start = time.perf_counter(), self.step
-        if self.step > self.saved_at:
-            self._attempt(self.save)
-
-    def _stopped(self):
-        between = self.obs is None and self.stop_by < math.inf
-        return between or time.monotonic() >= self.stop_by
 
     def advance(self):
         """One environment step of Algorithm 1."""
@@ -708,10 +682,10 @@ class Run:
             self.episodes += 1
 
     def _row(self, speed):
+        names = "eval_return eval_min eval_max train_return train_length".split()
         row = dict.fromkeys(COLUMNS, math.nan)
+        row |= dict(zip(names, (*self.evaluation, self.last_return, self.last_length)))
         row |= {"step": self.step, "episodes": self.episodes, "seconds": self.seconds}
-        row |= {"train_return": self.last_return, "train_length": self.last_length}
-        row |= dict(zip(("eval_return", "eval_min", "eval_max"), self.evaluation))
         row |= {"alpha": self.agent.alpha.item(), "target_entropy": self.agent.target_entropy}
         row |= {"steps_per_second": speed} | self.metrics
         if self.metrics:
@@ -749,17 +723,15 @@ class Run:
             warnings.warn(f"step {self.step}: could not write to {self.folder}: {error}")
 
     def save(self, folder=None):
-        """Writes all that going on needs: the replay first, then the checkpoint that names it.
+        """Writes what going on needs, the replay first; interrupted, it leaves the save before.
 
-        Interrupted at any point it leaves the save before. A `folder` that is new becomes the
-        run's own. Raises UsageError where it exists, OSError where it cannot be written.
+        A new `folder` becomes the run's own. Raises UsageError if it is not new, and OSError.
         """
         if folder is not None and Path(folder) != self.folder:
             self._open(folder)
         rows = self.buffer.rows[: len(self.buffer)].cpu().numpy()
         replay = self.folder / f"replay-{self.step}.npy"
         state = {
-            "format": 1,
             "config": asdict(self.config),
             "versions": versions(),
             "counters": {name: getattr(self, name) for name in COUNTERS},
@@ -781,30 +753,30 @@ class Run:
     def load(cls, folder, env=None, **changes):
         """The run saved in `folder`; `changes` replace fields of its config. Raises UsageError.
 
-        It goes on bit for bit as if it had never stopped: on the same machine, with the same
-        threads and versions, if it was saved between two episodes (it warns if not).
+        Saved between two episodes it goes on, bit for bit, as if it had never stopped: on the
+        same machine, threads and versions. Where that cannot be, it warns.
         """
         state = read_checkpoint(folder)
-        replay = Path(folder) / state["replay"]["file"]
         run = cls(replace(Config(**state["config"]), **changes), env)
         run.agent.load_state_dict(state["agent"])
         vars(run).update(state["counters"])
         run.rng.bit_generator.state = state["warmup_rng"]
         run.env.unwrapped.np_random.bit_generator.state = state["env_rng"]
         run.buffer.generator.set_state(state["replay_rng"])
-        try:
-            rows = np.load(replay, mmap_mode="r", allow_pickle=False)
-            assert rows.dtype == np.float32 and zlib.crc32(rows) == state["replay"]["crc32"]
-        except (OSError, ValueError, EOFError, AssertionError):
-            raise UsageError(f"{replay} is missing, damaged, or of another save") from None
-        run.buffer.rows[: len(rows)] = torch.from_numpy(rows.copy())
         run.buffer.added = state["replay"]["added"]
+        path = Path(folder, state["replay"]["file"])
+        try:
+            rows = np.load(path, allow_pickle=False)
+            assert zlib.crc32(rows) == state["replay"]["crc32"]
+            run.buffer.rows[: len(rows)] = torch.from_numpy(rows)
+        except (OSError, ValueError, EOFError, AssertionError):
+            raise UsageError(f"{path} is missing, damaged, or of another save") from None
         run.folder, run.saved_at = Path(folder), run.step
         run._write_rows(run.history, "w")  # rows after the save will come again
         if not state["between_episodes"]:
             warnings.warn(f"saved inside an episode: after step {run.step} a new one begins")
-        now = versions()
-        if changed := [name for name, then in state["versions"].items() if now[name] != then]:
+        changed = [name for name, value in versions().items() if value != state["versions"][name]]
+        if changed:
             warnings.warn(f"not exactly the saved run any more: other {', '.join(changed)}")
         return run
 
@@ -816,75 +788,61 @@ PANELS |= {"entropy": "entropy of the policy (nats)", "alpha": "temperature alph
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 
 
-def read_run(run):
-    """Config (dict) and columns (dict of arrays) of a Run or of its folder; raises UsageError."""
-    if isinstance(run, Run):
-        return asdict(run.config), {k: np.array([r[k] for r in run.history]) for k in COLUMNS}
-    try:
-        config = json.loads((Path(run) / "config.json").read_text())["config"]
-        table = np.loadtxt(Path(run) / "progress.csv", delimiter=",", skiprows=1, ndmin=2)
-        return config, dict(zip(COLUMNS, table.T, strict=True))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{run} is not the folder of a run that has begun") from None
-
-
 def plot_runs(runs):
-    """Draws Runs, or folders of runs, over steps: return, Q, entropy, temperature.
+    """A matplotlib Figure of Runs, or of folders of runs: return, Q, entropy, alpha over steps.
 
     Runs that differ in their seed alone become one line, the mean, in a band from lowest to
-    highest; others get lines of their own, named by what differs. Returns a matplotlib Figure.
+    highest; others get lines of their own, named by what differs. Raises UsageError.
     """
     from matplotlib.figure import Figure  # pyplot would take a second to import
 
-    runs = [read_run(run) for run in runs]
-    fields_ = [k for k in runs[0][0] if k not in ("seed", *MAY_CHANGE)]
-    differing = [k for k in fields_ if len({config.get(k) for config, _ in runs}) > 1]
-    groups = {}
-    for config, columns in runs:
-        label = ", ".join(f"{k} {config.get(k)}" for k in differing)
+    pairs, groups = [], {}
+    for run in runs:
+        try:
+            if isinstance(run, Run):
+                config, table = asdict(run.config), [list(row.values()) for row in run.history]
+            else:
+                config = json.loads(Path(run, "config.json").read_text())["config"]
+                table = np.loadtxt(Path(run, "progress.csv"), delimiter=",", skiprows=1, ndmin=2)
+            pairs.append((config, dict(zip(COLUMNS, np.transpose(table), strict=True))))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(f"{run} is not the folder of a run that has begun") from None
+    names = pairs[0][0].keys() - {"seed", *MAY_CHANGE}
+    names = sorted(name for name in names if len({config.get(name) for config, _ in pairs}) > 1)
+    for config, columns in pairs:
+        label = ", ".join(f"{name} {config.get(name)}" for name in names)
         label = label or f"{config['env']}, {config['variant']}"
-        groups.setdefault(label, []).append((config, columns))
-
+        groups.setdefault(label, []).append((columns, config["eval_every"]))
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for panel, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items()):
-        panel.set(title=title, yscale="log" if name == "alpha" else "linear")
-        panel.grid(alpha=0.3)
         for i, (label, seeds) in enumerate(groups.items()):
             curves = []
-            for config, columns in seeds:
-                every = config["eval_every"] if name == "eval_return" else 1
-                at = columns["step"] % every == 0
+            for columns, eval_every in seeds:
+                at = columns["step"] % (eval_every if name == "eval_return" else 1) == 0
                 curves.append(dict(zip(columns["step"][at], columns[name][at])))
             steps = sorted(set.intersection(*map(set, curves)))
             values = np.array([[curve[step] for step in steps] for curve in curves])
-            style = {"color": COLOURS[i % 6], "linestyle": ("-", "--", "-.", ":")[i % 4]}
-            panel.plot(steps, values.mean(0), label=label, **style)
-            panel.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.2)
+            style = {"color": COLOURS[i % 6], "ls": ("-", "--", "-.", ":")[i % 4]}
+            panel.plot(steps, values.mean(0), label=f"{label} ({len(seeds)})", **style)
+            panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2, fc=COLOURS[i % 6])
             if name == "entropy":
-                panel.axhline(columns["target_entropy"][-1], color=style["color"], lw=0.8)
+                panel.axhline(columns["target_entropy"][-1], color="black", lw=0.8)
+        panel.set(title=title, yscale="log" if name == "alpha" else "linear")
+        panel.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.supxlabel("environment steps")
     return figure
 
 
-def whole(text):
-    """argparse type of whole numbers: 100000, 100_000 or 1e5."""
-    number = float(text)
-    if number != int(number):
-        raise ValueError
-    return int(number) if "e" in text else int(text)
-
-
 def parse(argv):
-    """The flags that were given, as a dict. Config's own are read from its source."""
+    """The flags that were given, as a dict; those of Config are read from its source."""
     lines = (f"  {name:13}{kind.__doc__.splitlines()[0]}" for name, kind in VARIANTS.items())
     parser = argparse.ArgumentParser(
-        description="Train Soft Actor-Critic, or look at what was trained.",
+        usage="python sac.py [flags]",
         epilog="\n".join(("variants:", *lines)),
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 0, 27, 100),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 29, 100),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-        usage="python sac.py [flags]",
     )
     for line in inspect.getsource(Config).splitlines():
         if title := re.fullmatch(r"    # (\w+)", line):
@@ -892,29 +850,19 @@ def parse(argv):
         elif field := re.fullmatch(r"    (\w+): (\w+).* = (.*)  # (.*)", line):
             name, kind, default, text = field.groups()
             text += "" if default == "None" else " (" + default.strip('"') + ")"
-            kind = {"int": whole, "float": float, "str": str}[kind]
+            kind = {"int": int, "float": float, "str": str}[kind]
             group.add_argument("--" + name.replace("_", "-"), type=kind, metavar="X", help=text)
-    group = parser.add_argument_group("Files")
-    for flag, text, how in (
-        ("--out", "run folder (runs/ENV/VARIANT-seedN, then -2, -3)", {}),
-        (
-            "--resume",
-            "go on from the last save, there or where --out says",
-            {"nargs": "?", "const": ""},
-        ),
-        ("--tensorboard", "write event files too", {"action": "store_true"}),
-        ("--plot", "draw these runs side by side, into --out FILE", {"nargs": "+"}),
-        ("--play", "play the policy saved there, print the returns", {}),
-        ("--episodes", "of --play (10)", {"type": whole}),
-        ("--render", "--play in a window", {"action": "store_true"}),
-        ("--video", "film the first episode of --play: .gif, .webp or .mp4", {}),
-    ):
-        names = (
-            {}
-            if "action" in how
-            else {"metavar": "DIR" if flag in "--out--resume--plot--play" else "X"}
-        )
-        group.add_argument(flag, help=text, **how, **names)
+    add = parser.add_argument_group("Files").add_argument
+    add("--out", metavar="DIR", help="run folder (runs/ENV/VARIANT-seedN, then -2, -3)")
+    add(
+        "--resume", metavar="DIR", nargs="?", const="", help="go on; no DIR: the run of these flags"
+    )
+    add("--tensorboard", action="store_true", help="write event files too")
+    add("--plot", metavar="DIR", nargs="+", help="draw runs side by side into a new --out FILE")
+    add("--play", metavar="DIR", help="play the policy saved there and print the returns")
+    add("--episodes", metavar="X", type=int, help="of --play (10)")
+    add("--render", action="store_true", help="--play in a window")
+    add("--video", metavar="FILE", help="film the first episode of --play: .gif, .webp or .mp4")
 
     def refuse(message):
         raise UsageError(f"{message} (--help lists the flags)")
@@ -927,39 +875,33 @@ def open_run(flags, out=None, resume=None):
     """The Run that the command line asks for: a new one, or one that goes on."""
     config = Config(**flags)
     place = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
-    names = (place if n == 1 else f"{place}-{n}" for n in itertools.count(1))
-    if resume == "":  # the run that the other flags name, if it was ever saved
-        resume = out or place
-        resume = resume if Path(resume, "checkpoint.pt").exists() else None
+    if resume == "":  # the run that the other flags name, or else a new one
+        resume = out or place if Path(out or place, "checkpoint.pt").exists() else None
     if resume is None:
+        folder, n = out or place, 1
+        while not out and folder.exists():
+            folder = Path(f"{place}-{(n := n + 1)}")
         configure_torch(config)
-        return Run(config, folder=out or next(name for name in names if not Path(name).exists()))
+        return Run(config, folder=folder)
     saved = read_checkpoint(resume)
-    for name, value in flags.items():
-        if name not in MAY_CHANGE and value != saved["config"][name]:
-            was = f"{name} was {saved['config'][name]}"
-            raise UsageError(f"{resume} cannot go on with other flags: {was}, not {value}")
+    for name in flags.keys() - MAY_CHANGE:
+        if flags[name] != saved["config"][name]:
+            raise UsageError(f"{name} was {saved['config'][name]} in {resume}, not {flags[name]}")
     if flags.get("steps", math.inf) < saved["counters"]["step"]:
         raise UsageError(f"{resume} has done {saved['counters']['step']} steps: give more --steps")
-    configure_torch(replace(Config(**saved["config"]), **flags))
-    return Run.load(resume, **flags)
+    changes = {name: flags[name] for name in MAY_CHANGE if name in flags}
+    configure_torch(replace(Config(**saved["config"]), **changes))
+    return Run.load(resume, **changes)
 
 
 def train(run, tensorboard=False):
     """Trains, with a line for each row; returns the exit code."""
-    if tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UsageError(
-                "--tensorboard needs one package more: pip install tensorboard"
-            ) from None
     c, agent, signals = run.config, run.agent, []
     weights = sum(p.numel() for net in (agent.actor, agent.critic) for p in net.parameters())
     print(
         f"{c.env}, {c.variant}, seed {c.seed}: {agent.obs_dim} observations, {agent.action_dim} "
-        f"actions, {weights:,} parameters, replay of {run.buffer.rows.nbytes / 1e6:.0f} MB; "
-        f"{agent.device}, {torch.get_num_threads()} threads\nwriting to {run.folder}"
+        f"actions, {weights:,} parameters, {run.buffer.rows.nbytes / 1e6:.1f} MB of replay\n"
+        f"{agent.device}, {torch.get_num_threads()} threads; writing to {run.folder}"
     )
 
     def stop(number, _):
@@ -969,36 +911,31 @@ def train(run, tensorboard=False):
         run.stop_by = time.monotonic() + 10
         print("\nstopping at the end of the episode; once more: at once", flush=True)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    events = SummaryWriter(run.folder) if tensorboard else None
-    width = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
-    try:
-        for row in run:
-            left = (c.steps - run.step) / row["steps_per_second"] / 60
-            line = (
-                f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}  {left:.0f} min left  "
-                f"{row['steps_per_second']:.0f}/s  return {row['train_return']:.1f}  "
-                f"evaluation {row['eval_return']:.1f}  alpha {row['alpha']:.3g}  entropy "
-                f"{row['entropy']:.2f}/{row['target_entropy']:g}  Q {row['q_mean']:.1f}"
-            )
-            evaluated = run.step % c.eval_every == 0 or run.finished
-            keep = evaluated or not width
-            print(
-                "\r" * bool(width) + line[: width or None].ljust(width), end="\n" * keep, flush=True
-            )
-            for name in row if events else ():
-                events.add_scalar(name, row[name], run.step)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    events = torch.utils.tensorboard.SummaryWriter(run.folder) if tensorboard else None
+    width = os.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
+    for row in run:
+        minutes = (c.steps - run.step) / row["steps_per_second"] / 60
+        left = "warm-up" if math.isnan(row["q_mean"]) else f"{minutes:.0f} min left"
+        line = (
+            f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%} {left} "
+            f"{row['steps_per_second']:6.0f} steps/s  return {row['train_return']:.1f}  "
+            f"evaluation {row['eval_return']:.1f}  alpha {row['alpha']:.3g}  "
+            f"entropy {row['entropy']:.2f} ({row['target_entropy']:g})  Q {row['q_mean']:.1f}"
+        )
+        if width:  # a terminal: rewrite the line, and keep it where there was an evaluation
+            line = "\r" + line[:width].ljust(width)
+        keep = not width or run.step % c.eval_every == 0 or run.finished
+        print(line, end="\n" if keep else "", flush=True)
+        for name in row if events else ():
+            events.add_scalar(name, row[name], run.step)
     if run.finished:
         mean, low, high = run.evaluation
-        print(
-            f"final evaluation: {mean:.1f} ({low:.1f} to {high:.1f} in {c.eval_episodes} episodes)"
-        )
+        print(f"final evaluation {mean:.1f} ({low:.1f} to {high:.1f}), {c.eval_episodes} episodes")
         print(f"watch it:  python sac.py --play {run.folder} --render   (or --video FILE.gif)")
     else:
-        print(f"go on:  python sac.py --resume {run.folder}")
+        print(f"\ngo on:  python sac.py --resume {run.folder}")
     return 128 + signals[0] if signals else 0
 
 
@@ -1006,14 +943,13 @@ def play(folder, episodes=10, render=False, video=None):
     """Plays a saved policy with its mean action, prints the returns, may film the first episode."""
     if video and (Path(video).exists() or Path(video).suffix not in (".gif", ".webp", ".mp4")):
         raise UsageError(f"--video needs a new file ending in .gif, .webp or .mp4, not {video}")
-    state = read_checkpoint(folder)
-    config = Config(**state["config"])
+    saved = read_checkpoint(folder)
+    config = Config(**saved["config"])
     configure_torch(config)
     env = make_env(config.env, "human" if render else "rgb_array" if video else None)
-    agent = VARIANTS[config.variant](
-        env.observation_space.shape[0], env.action_space.shape[0], config
-    )
-    agent.load_state_dict(state["agent"])
+    dims = env.observation_space.shape[0], env.action_space.shape[0]
+    agent = VARIANTS[config.variant](*dims, config)
+    agent.load_state_dict(saved["agent"])
     film = gym.wrappers.RenderCollection(env, pop_frames=False, reset_clean=False)
     returns = []
     for i in range(episodes):
@@ -1039,8 +975,12 @@ def main(argv=None):
     try:
         given = parse(argv)
         flags = {f.name: given.pop(f.name) for f in fields(Config) if f.name in given}
+        if given.get("tensorboard") and not importlib.util.find_spec("tensorboard"):
+            raise UsageError("--tensorboard needs one package more: pip install tensorboard")
         if "plot" in given:
             out = Path(given.get("out", "comparison.png"))
+            if out.exists():
+                raise UsageError(f"{out} exists; name another picture with --out FILE")
             plot_runs(given["plot"]).savefig(out)
             print(f"wrote {out}")
         elif "play" in given:
@@ -1048,13 +988,10 @@ def main(argv=None):
         else:
             tensorboard = given.pop("tensorboard", False)
             return train(open_run(flags, **given), tensorboard)
-    except UsageError as error:
+        return 0
+    except (UsageError, Diverged) as error:
         print(f"sac.py: {error}", file=sys.stderr)
-        return 2
-    except Diverged as error:
-        print(f"sac.py: stopped by {error}; the last save is intact", file=sys.stderr)
-        return 1
-    return 0
+        return 2 if isinstance(error, UsageError) else 1
 
 
 if __name__ == "__main__":
