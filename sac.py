@@ -4,8 +4,8 @@
     python sac.py --play runs/HalfCheetah-v4/sac-seed1      see what was learned
     python sac.py --env Hopper-v4 --variant single-q        change one idea and compare (--help)
 
-Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905, whose
-equation numbers stand in brackets. Algorithm 1, carried out by `Run.advance` and `SAC.update`:
+Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905: all
+equation numbers are its. Algorithm 1, as `Run.advance` and `SAC.update` carry it out:
 
     initialise policy phi and two critics theta; copy the critics to the targets theta'
     for each environment step:
@@ -101,8 +101,8 @@ class Config:
 def linear(inputs, outputs, generator):
     """nn.Linear with its usual initial weights, but drawn from `generator`."""
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=generator.device)
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5, generator=generator)
+    for p in layer.parameters():
+        nn.init.uniform_(p, -(inputs**-0.5), inputs**-0.5, generator=generator)
     return layer
 
 
@@ -113,11 +113,11 @@ def mlp(layer, inputs, hidden, outputs, generator):
 
 
 def squash(u, mean, log_std):
-    """tanh(u) and its log-density for u ~ N(mean, exp(log_std)^2); arguments (...,A) (Appendix C).
+    """u (...,A) ~ N(mean, exp(log_std)^2) -> action tanh(u) (...,A), its log-density (...).
 
-    Returns action (...,A) in [-1,1] and log_prob (...). A density changes with its variable:
-    log pi(a) = log N(u) - log |da/du|. But da/du = 1 - tanh(u)^2 rounds to 0 from |u| = 9 on;
-    as 4 e^-2u / (1 + e^-2u)^2 its logarithm is right for every u, and so is the gradient.
+    A density changes with its variable: log pi(a) = log N(u) - log |da/du| (Appendix C). But
+    da/du = 1 - tanh(u)^2 rounds to 0 from |u| = 9 on. Written as 4 e^-2u / (1 + e^-2u)^2, its
+    logarithm is right for every u, and so is the gradient.
     """
     log_normal = -0.5 * ((u - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # (...,A)
@@ -364,10 +364,10 @@ class DDPG(NoEntropy):
 
     def act(self, obs, deterministic=False):
         action = super().act(obs, deterministic=True)
-        if deterministic:
-            return action
-        noise = torch.randn(action.shape, generator=self.generator, device=self.device)
-        return np.clip(action + 0.1 * noise.cpu().numpy(), -1, 1)  # 0.1 as in Fujimoto 2018
+        if not deterministic:  # noise of 0.1 as in Fujimoto 2018
+            noise = torch.randn(action.shape, generator=self.generator, device=self.device)
+            action = np.clip(action + 0.1 * noise.cpu().numpy(), -1, 1)
+        return action
 
     def next_value(self, next_obs):
         next_action = torch.tanh(self.target_actor(next_obs)[0])  # (B,A)
@@ -382,9 +382,8 @@ class DDPG(NoEntropy):
         blend(self.target_actor, self.actor, self.config.tau)
 
 
-VARIANTS = {"sac": SAC, "single-q": SingleQ, "double-q": DoubleQ, "mean-q": MeanQ}
+VARIANTS = {"sac": SAC, "single-q": SingleQ, "double-q": DoubleQ, "mean-q": MeanQ, "ddpg": DDPG}
 VARIANTS |= {"reinforce": Reinforce, "hard-target": HardTarget, "no-entropy": NoEntropy}
-VARIANTS |= {"ddpg": DDPG}
 
 
 # 6. Replay buffer
@@ -527,10 +526,11 @@ def check_ranges(config):
             valid, rule = x in choices[name], "one of " + ", ".join(choices[name])
         elif name in ("gamma", "tau"):
             valid, rule = 0 <= x <= 1 and (x > 0 or name == "gamma"), "between 0 and 1"
+        elif name in ("target_entropy", "stop_at"):
+            valid, rule = x is None or math.isfinite(x), "finite"
         else:
-            low = -math.inf if name in ("target_entropy", "stop_at") else 0
-            valid = x is None or isinstance(x, str) or low < x < math.inf
-            rule = "finite" if low else "positive and finite"
+            valid = isinstance(x, str | None) or 0 < x < math.inf or (x == 0 and name == "alpha")
+            rule = "positive and finite"
         if not valid:
             raise UsageError(f"--{name.replace('_', '-')} must be {rule}, not {x}")
 
@@ -579,15 +579,27 @@ def write(path, content):
 
 
 def read_checkpoint(folder):
-    """The dict that Run.save wrote; runs no code from the file. Raises UsageError."""
+    """What Run.save wrote, its config as a Config; runs no code from the file; or UsageError."""
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"{folder} is not the folder of a saved run: it has no checkpoint.pt")
     try:
         assert zipfile.ZipFile(path).testzip() is None  # every checksum is right
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state | {"config": Config(**state["config"])}
     except Exception:  # there is no end to the ways in which a file can be broken
         raise UsageError(f"{path} is damaged, or not of this version of sac.py") from None
+
+
+def make_agent(env, config, state=None):
+    """The agent that config.variant names, for a made env; with the `state` of a checkpoint."""
+    agent = VARIANTS[config.variant](*env.observation_space.shape, *env.action_space.shape, config)
+    try:
+        if state:
+            agent.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError):
+        raise UsageError("the networks of sac.py are not those that were saved there") from None
+    return agent
 
 
 class Run:
@@ -602,10 +614,9 @@ class Run:
             config = replace(config, env=getattr(env, "__name__", "custom"))
         self.config = config
         self.env, self.eval_env = make_env(env or config.env), make_env(env or config.env)
-        dims = self.env.observation_space.shape[0], self.env.action_space.shape[0]
-        self.agent = VARIANTS[config.variant](*dims, config)
+        self.agent = a = make_agent(self.env, config)
         capacity = min(config.buffer_size, config.steps)
-        self.buffer = ReplayBuffer(*dims, capacity, config.seed, self.agent.device)
+        self.buffer = ReplayBuffer(a.obs_dim, a.action_dim, capacity, config.seed, a.device)
         self.rng = np.random.default_rng(config.seed)  # of warm-up actions
         self.step = self.episodes = self.saved_at = 0
         self.seconds, self.history, self.metrics = 0.0, [], {}
@@ -757,8 +768,8 @@ class Run:
         same machine, threads and versions. Where that cannot be, it warns.
         """
         state = read_checkpoint(folder)
-        run = cls(replace(Config(**state["config"]), **changes), env)
-        run.agent.load_state_dict(state["agent"])
+        run = cls(replace(state["config"], **changes), env)
+        run.agent = make_agent(run.env, run.config, state["agent"])
         vars(run).update(state["counters"])
         run.rng.bit_generator.state = state["warmup_rng"]
         run.env.unwrapped.np_random.bit_generator.state = state["env_rng"]
@@ -827,7 +838,7 @@ def plot_runs(runs):
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2, fc=COLOURS[i % 6])
             if name == "entropy":
                 panel.axhline(columns["target_entropy"][-1], color="black", lw=0.8)
-        panel.set(title=title, yscale="log" if name == "alpha" else "linear")
+        panel.set(title=title, yscale="log" if name == "alpha" and (values > 0).all() else "linear")
         panel.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.supxlabel("environment steps")
@@ -885,12 +896,12 @@ def open_run(flags, out=None, resume=None):
         return Run(config, folder=folder)
     saved = read_checkpoint(resume)
     for name in flags.keys() - MAY_CHANGE:
-        if flags[name] != saved["config"][name]:
-            raise UsageError(f"{name} was {saved['config'][name]} in {resume}, not {flags[name]}")
+        if flags[name] != (was := getattr(saved["config"], name)):
+            raise UsageError(f"{resume} has {name} {was}, not {flags[name]}: begin another run")
     if flags.get("steps", math.inf) < saved["counters"]["step"]:
         raise UsageError(f"{resume} has done {saved['counters']['step']} steps: give more --steps")
     changes = {name: flags[name] for name in MAY_CHANGE if name in flags}
-    configure_torch(replace(Config(**saved["config"]), **changes))
+    configure_torch(replace(saved["config"], **changes))
     return Run.load(resume, **changes)
 
 
@@ -913,11 +924,14 @@ def train(run, tensorboard=False):
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    events = torch.utils.tensorboard.SummaryWriter(run.folder) if tensorboard else None
+    if tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        events = SummaryWriter(run.folder)
     width = os.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
     for row in run:
-        minutes = (c.steps - run.step) / row["steps_per_second"] / 60
-        left = "warm-up" if math.isnan(row["q_mean"]) else f"{minutes:.0f} min left"
+        seconds = int((c.steps - run.step) / row["steps_per_second"])
+        left = "warm-up" if not run.metrics else f"{seconds // 60}:{seconds % 60:02} left"
         line = (
             f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%} {left} "
             f"{row['steps_per_second']:6.0f} steps/s  return {row['train_return']:.1f}  "
@@ -928,7 +942,7 @@ def train(run, tensorboard=False):
             line = "\r" + line[:width].ljust(width)
         keep = not width or run.step % c.eval_every == 0 or run.finished
         print(line, end="\n" if keep else "", flush=True)
-        for name in row if events else ():
+        for name in row if tensorboard else ():
             events.add_scalar(name, row[name], run.step)
     if run.finished:
         mean, low, high = run.evaluation
@@ -939,21 +953,25 @@ def train(run, tensorboard=False):
     return 128 + signals[0] if signals else 0
 
 
-def play(folder, episodes=10, render=False, video=None):
+def play(folder, flags, episodes=10, render=False, video=None):
     """Plays a saved policy with its mean action, prints the returns, may film the first episode."""
     if video and (Path(video).exists() or Path(video).suffix not in (".gif", ".webp", ".mp4")):
         raise UsageError(f"--video needs a new file ending in .gif, .webp or .mp4, not {video}")
+    if episodes < 1:
+        raise UsageError(f"--episodes must be 1 or more, not {episodes}")
     saved = read_checkpoint(folder)
-    config = Config(**saved["config"])
+    config = replace(saved["config"], **flags)
     configure_torch(config)
-    env = make_env(config.env, "human" if render else "rgb_array" if video else None)
-    dims = env.observation_space.shape[0], env.action_space.shape[0]
-    agent = VARIANTS[config.variant](*dims, config)
-    agent.load_state_dict(saved["agent"])
-    film = gym.wrappers.RenderCollection(env, pop_frames=False, reset_clean=False)
-    returns = []
+    env = stage = make_env(config.env, "human" if render else "rgb_array" if video else None)
+    agent, frames, returns = make_agent(env, config, saved["agent"]), [], []
+
+    def film(obs):
+        frames.append(env.render()[::2, ::2])
+        return obs
+
     for i in range(episodes):
-        stage = film if video and i == 0 else env
+        if video:
+            stage = env if i else gym.wrappers.TransformObservation(env, film, None)
         returns += list(evaluate(agent, stage, 1, config.seed + 1 + i))
         print(f"episode {i + 1}: return {returns[-1]:.1f}", flush=True)
     print(f"mean {np.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})")
@@ -963,9 +981,10 @@ def play(folder, episodes=10, render=False, video=None):
         rate = env.metadata.get("render_fps", 30)
         timing = {"fps": rate} if video.endswith(".mp4") else {"duration": 1000 / rate, "loop": 0}
         try:
-            imageio.imwrite(video, [frame[::2, ::2] for frame in film.render()], **timing)
+            imageio.imwrite(video, frames, **timing)
         except (ImportError, ValueError, OSError) as error:
-            raise UsageError(f"cannot write {video}: {error}; .gif needs no encoder") from None
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"cannot write {video}: {reason} (.gif needs no encoder)") from None
         print(f"wrote {video}")
 
 
@@ -975,16 +994,24 @@ def main(argv=None):
     try:
         given = parse(argv)
         flags = {f.name: given.pop(f.name) for f in fields(Config) if f.name in given}
+        mode = "plot" if "plot" in given else "play" if "play" in given else "train"
+        fits = {
+            "plot": ["plot", "out"],
+            "play": ["play", "episodes", "render", "video", *MAY_CHANGE],
+        }
+        fits["train"] = ["out", "resume", "tensorboard", *flags]
+        if stray := [name for name in (*given, *flags) if name not in fits[mode]]:
+            raise UsageError(f"--{stray[0].replace('_', '-')} does not go with what {mode} does")
         if given.get("tensorboard") and not importlib.util.find_spec("tensorboard"):
             raise UsageError("--tensorboard needs one package more: pip install tensorboard")
-        if "plot" in given:
+        if mode == "plot":
             out = Path(given.get("out", "comparison.png"))
             if out.exists():
                 raise UsageError(f"{out} exists; name another picture with --out FILE")
             plot_runs(given["plot"]).savefig(out)
             print(f"wrote {out}")
-        elif "play" in given:
-            play(given.pop("play"), **given)
+        elif mode == "play":
+            play(given.pop("play"), flags, **given)
         else:
             tensorboard = given.pop("tensorboard", False)
             return train(open_run(flags, **given), tensorboard)

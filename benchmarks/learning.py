@@ -112,7 +112,7 @@ def bias(config):
 
 
 def bias_figure(name, files):
-    """Draws results/NAME-q.png (Q, realised return, evaluation; mean and range) and keeps the CSVs."""
+    """Draws results/NAME-q.png: Q, realised return, evaluation (mean, range); keeps the CSVs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
