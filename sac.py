@@ -53,9 +53,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+
 # 1. Config: what defines a run
-
-
 @dataclass(frozen=True)
 class Config:
     """Each field is a flag, its comment the flag's help; a value out of range is a UsageError."""
@@ -96,8 +95,6 @@ class Config:
 
 
 # 2. Actor: a Gaussian squashed by tanh
-
-
 def linear(inputs, outputs, generator):
     """nn.Linear with its usual initial weights, but drawn from `generator`."""
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=generator.device)
@@ -145,8 +142,6 @@ class Actor(nn.Module):
 
 
 # 3. TwinCritic: both Q-functions in one batched network
-
-
 class TwinLinear(nn.Module):
     """Two linear layers that share nothing but the call: x (2,B,inputs) -> (2,B,outputs)."""
 
@@ -174,8 +169,6 @@ class TwinCritic(nn.Module):
 
 
 # 4. SAC: the losses and the update
-
-
 def descend(loss, optimizer):
     """One step of gradient descent; no gradient is computed for anything but its parameters."""
     optimizer.zero_grad()
@@ -304,8 +297,6 @@ class SAC:
 
 
 # 5. Variants: one idea changed or taken away
-
-
 class SingleQ(SAC):
     """One critic does it all (the other idles): expect Q above the return it stands for."""
 
@@ -387,8 +378,6 @@ VARIANTS |= {"reinforce": Reinforce, "hard-target": HardTarget, "no-entropy": No
 
 
 # 6. Replay buffer
-
-
 class Batch(NamedTuple):
     """Transitions as the losses read them, float32."""
 
@@ -429,8 +418,6 @@ class ReplayBuffer:
 
 
 # 7. Environments
-
-
 class UsageError(ValueError):
     """A user's mistake: one line that says what was wrong and what to do."""
 
@@ -471,23 +458,23 @@ def make_env(env, render_mode=None):
 
 def gym_make(env_id, render_mode):
     """gym.make without its noise; whatever goes wrong becomes a UsageError."""
-    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        if render_mode == "human":
-            raise UsageError("there is no display for --render; --video FILE.gif needs none")
-        if render_mode:
-            os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
-    if importlib.util.find_spec("mujoco"):
-        import mujoco  # left alone, it writes its warnings to MUJOCO_LOG.TXT right here
-
-        mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
+    headless = sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if headless and render_mode == "human":
+        raise UsageError("there is no display for --render; --video FILE.gif needs none")
+    if headless and render_mode:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
     try:
+        if importlib.util.find_spec("mujoco"):
+            import mujoco  # left alone, it writes its warnings to MUJOCO_LOG.TXT right here
+
+            mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass)")
             return gym.make(env_id, render_mode=render_mode, disable_env_checker=True)
     except Exception as error:  # anything, from a third party's module or constructor
-        unknown = isinstance(error, gym.error.UnregisteredEnv)
-        hint = " (gymnasium.pprint_registry() prints all there are)" if unknown else ""
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        remedy = "gymnasium.pprint_registry() prints what there is"
+        hint = f" ({remedy})" if isinstance(error, gym.error.UnregisteredEnv) else ""
         raise UsageError(f"cannot make {env_id}: {reason}{hint}") from None
 
 
@@ -504,7 +491,6 @@ def evaluate(agent, env, episodes, seed):
 
 
 # 8. Run: the loop, and what is kept of it
-
 COLUMNS = """step episodes train_return train_length eval_return eval_min eval_max critic_loss
     actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second seconds""".split()
 COUNTERS = "step episodes seconds history last_return last_length evaluation".split()
@@ -793,9 +779,8 @@ class Run:
 
 
 # 9. Pictures and the command line
-
 PANELS = {"eval_return": "evaluation return", "q_mean": "mean Q of a batch"}
-PANELS |= {"entropy": "entropy of the policy (nats)", "alpha": "temperature alpha"}
+PANELS |= {"entropy": "entropy of the policy (nats), and its target", "alpha": "temperature alpha"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 
 
@@ -834,7 +819,8 @@ def plot_runs(runs):
             steps = sorted(set.intersection(*map(set, curves)))
             values = np.array([[curve[step] for step in steps] for curve in curves])
             style = {"color": COLOURS[i % 6], "ls": ("-", "--", "-.", ":")[i % 4]}
-            panel.plot(steps, values.mean(0), label=f"{label} ({len(seeds)})", **style)
+            label += f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
+            panel.plot(steps, values.mean(0), label=label, **style)
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2, fc=COLOURS[i % 6])
             if name == "entropy":
                 panel.axhline(columns["target_entropy"][-1], color="black", lw=0.8)
@@ -910,10 +896,11 @@ def train(run, tensorboard=False):
     c, agent, signals = run.config, run.agent, []
     weights = sum(p.numel() for net in (agent.actor, agent.critic) for p in net.parameters())
     print(
-        f"{c.env}, {c.variant}, seed {c.seed}: {agent.obs_dim} observations, {agent.action_dim} "
-        f"actions, {weights:,} parameters, {run.buffer.rows.nbytes / 1e6:.1f} MB of replay\n"
-        f"{agent.device}, {torch.get_num_threads()} threads; writing to {run.folder}"
+        f"{c.env}, {c.variant}, seed {c.seed}: {agent.obs_dim} observations, {agent.action_dim} ",
+        end="",
     )
+    print(f"actions, {weights:,} parameters, {run.buffer.rows.nbytes / 1e6:.1f} MB of replay")
+    print(f"{agent.device}, {torch.get_num_threads()} threads; writing to {run.folder}")
 
     def stop(number, _):
         if signals:
@@ -930,10 +917,10 @@ def train(run, tensorboard=False):
         events = SummaryWriter(run.folder)
     width = os.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
     for row in run:
-        seconds = int((c.steps - run.step) / row["steps_per_second"])
-        left = "warm-up" if not run.metrics else f"{seconds // 60}:{seconds % 60:02} left"
+        left = int((c.steps - run.step) / row["steps_per_second"])
+        left = f"{left // 60}:{left % 60:02} left" if run.metrics else "warm-up"
         line = (
-            f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%} {left} "
+            f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%} {left:>11} "
             f"{row['steps_per_second']:6.0f} steps/s  return {row['train_return']:.1f}  "
             f"evaluation {row['eval_return']:.1f}  alpha {row['alpha']:.3g}  "
             f"entropy {row['entropy']:.2f} ({row['target_entropy']:g})  Q {row['q_mean']:.1f}"
@@ -957,6 +944,8 @@ def play(folder, flags, episodes=10, render=False, video=None):
     """Plays a saved policy with its mean action, prints the returns, may film the first episode."""
     if video and (Path(video).exists() or Path(video).suffix not in (".gif", ".webp", ".mp4")):
         raise UsageError(f"--video needs a new file ending in .gif, .webp or .mp4, not {video}")
+    if video and video.endswith(".mp4") and not importlib.util.find_spec("imageio_ffmpeg"):
+        raise UsageError("--video FILE.mp4 needs: pip install imageio-ffmpeg; .gif needs nothing")
     if episodes < 1:
         raise UsageError(f"--episodes must be 1 or more, not {episodes}")
     saved = read_checkpoint(folder)
@@ -964,6 +953,8 @@ def play(folder, flags, episodes=10, render=False, video=None):
     configure_torch(config)
     env = stage = make_env(config.env, "human" if render else "rgb_array" if video else None)
     agent, frames, returns = make_agent(env, config, saved["agent"]), [], []
+    if video and hasattr(env.unwrapped, "model"):
+        env.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
 
     def film(obs):
         frames.append(env.render()[::2, ::2])
@@ -983,8 +974,7 @@ def play(folder, flags, episodes=10, render=False, video=None):
         try:
             imageio.imwrite(video, frames, **timing)
         except (ImportError, ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"cannot write {video}: {reason} (.gif needs no encoder)") from None
+            raise UsageError(f"cannot write {video}: {str(error).splitlines()[0]}") from None
         print(f"wrote {video}")
 
 
