@@ -184,7 +184,7 @@ def blend(target, online, tau):
 
 
 class SAC:
-    """The agent: networks, temperature, and how they learn. Variants override its methods."""
+    """Soft Actor-Critic as published: networks, temperature, and how they learn."""
 
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
@@ -298,28 +298,28 @@ class SAC:
 
 # 5. Variants: one idea changed or taken away
 class SingleQ(SAC):
-    """One critic does it all (the other idles): expect Q above the return it stands for."""
+    """Q_1 alone, as in DDPG: expect Q above the return that it predicts."""
 
     def combine(self, q):
         return q[0]
 
 
 class MeanQ(SAC):
-    """The mean of both critics: half the noise, but nothing leans against overestimation."""
+    """The mean of both critics: less noise, but nothing leans against overestimation."""
 
     def combine(self, q):
         return q.mean(0)
 
 
 class DoubleQ(MeanQ):
-    """y_1 looks ahead with Q'_2, y_2 with Q'_1 (van Hasselt 2010); the actor climbs the mean."""
+    """y_1 looks ahead with Q'_2 and back (van Hasselt 2010): less bias than mean-q."""
 
     def backup(self, q):
         return q.flip(0)  # (2,B)
 
 
 class Reinforce(SAC):
-    """Williams 1992: the actor learns how good K actions were, not which way Q rises: noisier."""
+    """log pi(a) times how bad K actions were (Williams 1992): unbiased, but noisy."""
 
     def actor_loss(self, obs):
         """A surrogate whose gradient is the score-function estimate, and log_prob (K B,)."""
@@ -332,7 +332,7 @@ class Reinforce(SAC):
 
 
 class HardTarget(SAC):
-    """The targets are copies, renewed every 1/tau updates (DQN): still, then a jump."""
+    """Copies every 1/tau updates (DQN, Mnih 2015): targets stand still, then jump."""
 
     def update_target(self):
         if self.updates % round(1 / self.config.tau) == 0:
@@ -340,14 +340,14 @@ class HardTarget(SAC):
 
 
 class NoEntropy(SAC):
-    """alpha = 0: nothing rewards randomness. Expect the policy to narrow, often too early."""
+    """alpha = 0, plain actor-critic: expect the noise to vanish, often too early."""
 
     def __init__(self, obs_dim, action_dim, config):
         super().__init__(obs_dim, action_dim, replace(config, alpha=0.0))
 
 
 class DDPG(NoEntropy):
-    """Deterministic actor, one critic, target actor, noise (Lillicrap 2016): SAC's ancestor."""
+    """SAC's ancestor (Lillicrap 2015): noise from outside, one critic, target actor."""
 
     def __init__(self, obs_dim, action_dim, config):
         super().__init__(obs_dim, action_dim, config)
