@@ -15,7 +15,7 @@ equation numbers are its. Algorithm 1, as `Run.advance` and `SAC.update` carry i
         for each gradient step, on a batch of D:                learn
             theta  <- theta - lr grad J_Q(theta)                    critics (Eq. 5)
             phi    <- phi - lr grad J_pi(phi)                       policy (Eq. 9)
-            alpha  <- alpha - lr grad J(alpha)                      temperature (Eq. 18)
+            alpha  <- alpha - lr grad J(alpha)                      temperature (Eq. 18), by its log
             theta' <- tau theta + (1 - tau) theta'                  targets
 
 Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the action before tanh);
@@ -23,10 +23,10 @@ alpha (temperature: the reward that a nat of entropy is worth); gamma (discount)
 step). Shapes: B batch, O observation, A action, H hidden units; (2,B) has a row for each critic.
 
 Where this differs from the paper, and why:
-- The critics' learning rate is 1e-3, not 3e-4: on HalfCheetah-v4 they learn faster (see README).
-- The first 5,000 steps are uniform actions without learning, so that first batches are diverse.
-- Actions and entropies are in [-1,1] units whatever the environment's bounds: -A means the same.
-- log sigma is kept in [-20,2] smoothly, since a hard clamp has no gradient outside.
+- Policy and critics learn at 1e-3, not 3e-4: on HalfCheetah-v4 that is faster (see README).
+- The first 5,000 steps are uniform actions without learning, so the first batches are diverse.
+- Actions and entropies are in [-1,1] units, so that the target entropy -A suits any bounds.
+- log_std is kept in [-20,2] by softplus: a hard clamp has no gradient at all outside.
 """
 
 import argparse
@@ -64,22 +64,22 @@ class Config:
     variant: str = "sac"  # SAC with one idea changed; the list is below
     seed: int = 1  # of weights, noise, replay, warm-up and environment
     steps: int = 100_000  # environment steps in all
-    stop_at: float | None = None  # end once an evaluation returns this much
+    stop_at: float | None = None  # end once the mean return of an evaluation is this high
     # Algorithm
     warmup: int = 5_000  # first steps: uniform actions, no learning
     batch_size: int = 256  # transitions in an update
     buffer_size: int = 1_000_000  # transitions kept at most
     hidden: int = 256  # units in each of the two hidden layers
     gamma: float = 0.99  # discount
-    tau: float = 0.005  # step of the target networks
-    actor_lr: float = 3e-4  # learning rate of the policy
+    tau: float = 0.005  # how far the target networks move at an update
+    actor_lr: float = 1e-3  # learning rate of the policy
     critic_lr: float = 1e-3  # learning rate of the critics
     alpha_lr: float = 3e-4  # learning rate of the temperature
     alpha: float | None = None  # fixed temperature (learned unless given)
-    target_entropy: float | None = None  # nats that the learned temperature aims at (-A)
-    reward_scale: float = 1.0  # factor on rewards in the TD targets
+    target_entropy: float | None = None  # entropy in nats, which the learned temperature keeps (-A)
+    reward_scale: float = 1.0  # factor on the rewards that the critics learn from
     updates_per_step: int = 1  # updates for each environment step
-    actor_samples: int = 1  # actions a state, for variant reinforce
+    actor_samples: int = 1  # actions per state, for variant reinforce
     # Reports
     log_every: int = 500  # steps between rows
     eval_every: int = 5_000  # steps between evaluations
@@ -87,7 +87,7 @@ class Config:
     save_every: int = 50_000  # steps between saves
     # Machine
     device: str = "auto"  # cpu, cuda or mps; auto is cuda if there is one, else cpu
-    threads: int = 0  # CPU threads; 0 means one a physical core, at most 4
+    threads: int = 0  # CPU threads; 0 is one per physical core, at most 4
     matmul_precision: str = "auto"  # highest, high, medium; auto is the fastest exact one
 
     def __post_init__(self):
@@ -113,8 +113,8 @@ def squash(u, mean, log_std):
     """u (...,A) ~ N(mean, exp(log_std)^2) -> action tanh(u) (...,A), its log-density (...).
 
     A density changes with its variable: log pi(a) = log N(u) - log |da/du| (Appendix C). But
-    da/du = 1 - tanh(u)^2 rounds to 0 from |u| = 9 on. Written as 4 e^-2u / (1 + e^-2u)^2, its
-    logarithm is right for every u, and so is the gradient.
+    da/du = 1 - tanh(u)^2 rounds to 0 from |u| = 9 on. The logarithm of 4 e^-2u / (1 + e^-2u)^2,
+    which is the same, is right for every u, and so is its gradient.
     """
     log_normal = -0.5 * ((u - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # (...,A)
@@ -131,11 +131,11 @@ class Actor(nn.Module):
 
     def forward(self, obs):
         """obs (B,O) -> mean (B,A) and log_std (B,A) of the Gaussian before tanh."""
-        mean, x = self.net(obs).chunk(2, -1)
-        return mean, -20 + F.softplus(22 - F.softplus(2 - x))  # x, but smoothly within [-20,2]
+        mean, raw = self.net(obs).chunk(2, -1)
+        return mean, -20 + F.softplus(22 - F.softplus(2 - raw))  # about raw, bent into [-20,2]
 
     def sample(self, obs):
-        """obs (B,O) -> action (B,A), log_prob (B,), both differentiable: u = mean + std noise."""
+        """obs (B,O) -> action (B,A), log_prob (B,), both differentiable: u = mean + std * noise."""
         mean, log_std = self(obs)
         noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
         return squash(mean + log_std.exp() * noise, mean, log_std)
@@ -143,7 +143,7 @@ class Actor(nn.Module):
 
 # 3. TwinCritic: both Q-functions in one batched network
 class TwinLinear(nn.Module):
-    """Two linear layers that share nothing but the call: x (2,B,inputs) -> (2,B,outputs)."""
+    """Two independent linear layers in one call: x (2,B,inputs) -> (2,B,outputs)."""
 
     def __init__(self, inputs, outputs, generator):
         super().__init__()
@@ -170,7 +170,7 @@ class TwinCritic(nn.Module):
 
 # 4. SAC: the losses and the update
 def descend(loss, optimizer):
-    """One step of gradient descent; no gradient is computed for anything but its parameters."""
+    """One step of gradient descent; only the optimizer's own parameters get a gradient."""
     optimizer.zero_grad()
     loss.backward(inputs=optimizer.param_groups[0]["params"])
     optimizer.step()
@@ -194,7 +194,7 @@ class SAC:
         self.critic = self.make_critic()
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
-        learned = config.alpha is None  # a fixed temperature has the learning rate 0
+        learned = config.alpha is None
         alpha = torch.tensor(1.0 if learned else config.alpha, device=self.device)
         self.log_alpha = alpha.log().requires_grad_()  # learned as a logarithm: alpha stays > 0
         target = config.target_entropy
@@ -203,7 +203,8 @@ class SAC:
         adam = torch.optim.Adam
         self.critic_optimizer = adam(self.critic.parameters(), config.critic_lr, fused=True)
         self.actor_optimizer = adam(self.actor.parameters(), config.actor_lr, fused=True)
-        self.alpha_optimizer = adam([self.log_alpha], config.alpha_lr * learned, fused=True)
+        alpha_lr = config.alpha_lr if learned else 0.0  # so a fixed temperature stays
+        self.alpha_optimizer = adam([self.log_alpha], alpha_lr, fused=True)
         self.updates = 0
 
     def make_actor(self):
@@ -225,11 +226,11 @@ class SAC:
         return action.cpu().numpy()
 
     def combine(self, q):
-        """q (2,B) -> (B,). The smaller, in target and actor alike: else errors upwards win."""
+        """q (2,B) -> (B,). The smaller, in target and actor alike: else overestimates win."""
         return q.min(0).values
 
     def backup(self, q):
-        """What the target looks ahead with: q (2,B) of the target critics -> (B,), or (2,B)."""
+        """Target critics' q (2,B) -> the Q' that enters y: (B,), or (2,B) one for each critic."""
         return self.combine(q)
 
     def next_value(self, next_obs):
@@ -284,7 +285,7 @@ class SAC:
         """All that `update` and `act` depend on."""
         parts = {k: v.state_dict() for k, v in vars(self).items() if hasattr(v, "state_dict")}
         scalars = {"log_alpha": self.log_alpha.detach(), "updates": self.updates}
-        return parts | scalars | {"noise": self.generator.get_state()}
+        return parts | scalars | {"rng": self.generator.get_state()}
 
     def load_state_dict(self, state):
         """The inverse; raises KeyError or RuntimeError where names or shapes differ."""
@@ -293,7 +294,7 @@ class SAC:
                 part.load_state_dict(state[name])
         self.log_alpha.data.copy_(state["log_alpha"])
         self.updates = state["updates"]
-        self.generator.set_state(state["noise"])
+        restore(self.generator, state["rng"])
 
 
 # 5. Variants: one idea changed or taken away
@@ -319,7 +320,7 @@ class DoubleQ(MeanQ):
 
 
 class Reinforce(SAC):
-    """log pi(a) times how bad K actions were (Williams 1992): unbiased, but noisy."""
+    """log pi(a) times how bad K actions were (Williams 1992, no baseline): noisy."""
 
     def actor_loss(self, obs):
         """A surrogate whose gradient is the score-function estimate, and log_prob (K B,)."""
@@ -444,7 +445,7 @@ def make_env(env, render_mode=None):
     if not isinstance(box, gym.spaces.Box) or box.dtype.kind != "f":
         raise UsageError(f"{name} has the actions {box}; SAC needs continuous ones, a float Box")
     if not np.isfinite([box.low, box.high]).all():
-        raise UsageError(f"{name} has infinite action bounds; gymnasium's RescaleAction mends that")
+        raise UsageError(f"{name} has infinite action bounds; give its Box a finite low and high")
     if box.low.size == 0 or (box.low >= box.high).any():
         raise UsageError(f"{name} has an action with low = high in {box}; take it out")
     if isinstance(obs, gym.spaces.Box) and obs.dtype == np.uint8 and len(obs.shape) > 1:
@@ -494,7 +495,7 @@ def evaluate(agent, env, episodes, seed):
 COLUMNS = """step episodes train_return train_length eval_return eval_min eval_max critic_loss
     actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second seconds""".split()
 COUNTERS = "step episodes seconds history last_return last_length evaluation".split()
-MAY_CHANGE = "steps stop_at device threads".split()  # when a run goes on
+MAY_CHANGE = "steps stop_at device threads".split()  # on --resume
 
 
 class Diverged(RuntimeError):
@@ -546,12 +547,20 @@ def configure_torch(config):
     torch.empty(7_900_000)
 
 
-def versions():
+def versions(device):
     """What the numbers of a run depend on besides its config."""
-    modules = {m.__name__: str(m.__version__) for m in (torch, gym, np)}
+    names = [name for name in ("torch", "gymnasium", "numpy", "mujoco") if name in sys.modules]
+    modules = {name: str(sys.modules[name].__version__) for name in names}
+    modules |= {"python": sys.version.split()[0], "device": str(device)}
     modules["sac.py"] = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
     precision = torch.get_float32_matmul_precision()
     return modules | {"threads": torch.get_num_threads(), "matmul_precision": precision}
+
+
+def restore(generator, state):
+    """Sets a generator's state, unless it comes from another kind of device."""
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
 
 
 def write(path, content):
@@ -565,12 +574,14 @@ def write(path, content):
 
 
 def read_checkpoint(folder):
-    """What Run.save wrote, its config as a Config; runs no code from the file; or UsageError."""
+    """The state that Run.save wrote, with a Config; runs no code of it. Raises UsageError."""
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"{folder} is not the folder of a saved run: it has no checkpoint.pt")
     try:
-        assert zipfile.ZipFile(path).testzip() is None  # every checksum is right
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # a checksum is wrong
+                raise ValueError
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state | {"config": Config(**state["config"])}
     except Exception:  # there is no end to the ways in which a file can be broken
@@ -584,12 +595,12 @@ def make_agent(env, config, state=None):
         if state:
             agent.load_state_dict(state)
     except (KeyError, ValueError, RuntimeError):
-        raise UsageError("the networks of sac.py are not those that were saved there") from None
+        raise UsageError("the networks in sac.py are not like those that were saved") from None
     return agent
 
 
 class Run:
-    """Training: iterate over it; it yields a row, a dict of floats (COLUMNS), now and then.
+    """Training: iterate over it; it yields a row (COLUMNS), a dict of floats, at each report.
 
     Break off and iterate again: it goes on where it stood. `env`, a zero-argument callable, takes
     the place of config.env. In `folder`, which must be new, it keeps its rows and saves itself.
@@ -600,16 +611,17 @@ class Run:
             config = replace(config, env=getattr(env, "__name__", "custom"))
         self.config = config
         self.env, self.eval_env = make_env(env or config.env), make_env(env or config.env)
-        self.agent = a = make_agent(self.env, config)
-        capacity = min(config.buffer_size, config.steps)
-        self.buffer = ReplayBuffer(a.obs_dim, a.action_dim, capacity, config.seed, a.device)
+        self.agent = make_agent(self.env, config)
+        size = min(config.buffer_size, config.steps)
+        dims, device = (self.agent.obs_dim, self.agent.action_dim), self.agent.device
+        self.buffer = ReplayBuffer(*dims, size, config.seed, device)
         self.rng = np.random.default_rng(config.seed)  # of warm-up actions
         self.step = self.episodes = self.saved_at = 0
         self.seconds, self.history, self.metrics = 0.0, [], {}
         self.obs = None  # None between two episodes
         self.last_return = self.last_length = math.nan  # of the last whole episode
         self.evaluation = (math.nan, math.nan, math.nan)  # mean, lowest, highest return
-        self.stop_by = math.inf  # a time.monotonic(): stop at an episode's end, or then
+        self.stop_by = math.inf  # if finite: stop when an episode ends, at that time at the latest
         self.folder = None
         if folder is not None:
             self._open(folder)
@@ -622,11 +634,12 @@ class Run:
 
     def __iter__(self):
         c = self.config
+        self._attempt(self._describe)
         clock, start = time.perf_counter(), self.step
         while not self.finished:
             if time.monotonic() >= self.stop_by or (self.obs is None and self.stop_by < math.inf):
-                self._attempt(self.save)
-                return
+                self.stop_by = math.inf
+                return self._attempt(self.save)
             self.advance()
             row = None
             evaluating = self.step % c.eval_every == 0 or self.step == c.steps
@@ -687,27 +700,31 @@ class Run:
         row |= {"steps_per_second": speed} | self.metrics
         if self.metrics:
             with torch.no_grad():
-                row["q_mean"] = self.agent.critic(self.batch.obs, self.batch.action).mean()
+                q = self.agent.critic(self.batch.obs, self.batch.action)
+                row["q_mean"] = self.agent.combine(q).mean()
             for name in ("alpha", "q_mean", *self.metrics):
                 if not math.isfinite(row[name]):
                     raise Diverged(f"NaN or infinity in {name} at step {self.step}")
         self.history.append({name: float(value) for name, value in row.items()})
-        self._attempt(self._write_rows, self.history[-1:])
+        self._attempt(self._write_rows, self.history[-1:], "a")
         return self.history[-1]
 
     def _open(self, folder):
-        about = json.dumps({"config": asdict(self.config), "versions": versions()}, indent=2)
-        self.folder = Path(folder)
         try:
-            self.folder.mkdir(parents=True)
-            (self.folder / "config.json").write_text(about + "\n")
-            self._write_rows(self.history, "w")
+            Path(folder).mkdir(parents=True)
+            self.folder = Path(folder)
+            self._describe()
         except FileExistsError:
             raise UsageError(f"{folder} exists; --resume {folder} continues a run") from None
         except OSError as error:
             raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
 
-    def _write_rows(self, rows, mode="a"):
+    def _describe(self):
+        about = {"config": asdict(self.config), "versions": versions(self.agent.device)}
+        (self.folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+        self._write_rows(self.history, "w")  # after a resume, without the rows that come again
+
+    def _write_rows(self, rows, mode):
         with open(self.folder / "progress.csv", mode) as file:
             file.write(",".join(COLUMNS) + "\n" if mode == "w" else "")
             file.writelines(",".join(f"{x:.10g}" for x in row.values()) + "\n" for row in rows)
@@ -716,11 +733,11 @@ class Run:
         try:
             if self.folder:
                 action(*arguments)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a disk is full
             warnings.warn(f"step {self.step}: could not write to {self.folder}: {error}")
 
     def save(self, folder=None):
-        """Writes what going on needs, the replay first; interrupted, it leaves the save before.
+        """Saves all that --resume needs; if interrupted, the save before stays.
 
         A new `folder` becomes the run's own. Raises UsageError if it is not new, and OSError.
         """
@@ -730,7 +747,7 @@ class Run:
         replay = self.folder / f"replay-{self.step}.npy"
         state = {
             "config": asdict(self.config),
-            "versions": versions(),
+            "versions": versions(self.agent.device),
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "between_episodes": self.obs is None,
             "agent": self.agent.state_dict(),
@@ -744,36 +761,41 @@ class Run:
         self.saved_at = self.step
         for old in set(self.folder.glob("replay-*.npy")) - {replay}:
             old.unlink()
-        write(self.folder / "learning_curve.png", plot_runs([self]).savefig)
+        if self.history:
+            write(self.folder / "learning_curve.png", plot_runs([self]).savefig)
 
     @classmethod
     def load(cls, folder, env=None, **changes):
-        """The run saved in `folder`; `changes` replace fields of its config. Raises UsageError.
+        """The run saved in `folder`; `changes` (MAY_CHANGE) enter its config. Raises UsageError.
 
         Saved between two episodes it goes on, bit for bit, as if it had never stopped: on the
         same machine, threads and versions. Where that cannot be, it warns.
         """
         state = read_checkpoint(folder)
+        if stray := changes.keys() - MAY_CHANGE:
+            raise UsageError(f"{', '.join(stray)} cannot change in a run: begin another")
+        if changes.get("steps", math.inf) < (done := state["counters"]["step"]):
+            raise UsageError(f"{folder} has done {done} steps already: give more --steps")
         run = cls(replace(state["config"], **changes), env)
         run.agent = make_agent(run.env, run.config, state["agent"])
         vars(run).update(state["counters"])
         run.rng.bit_generator.state = state["warmup_rng"]
         run.env.unwrapped.np_random.bit_generator.state = state["env_rng"]
-        run.buffer.generator.set_state(state["replay_rng"])
+        restore(run.buffer.generator, state["replay_rng"])
         run.buffer.added = state["replay"]["added"]
         path = Path(folder, state["replay"]["file"])
         try:
             rows = np.load(path, allow_pickle=False)
-            assert zlib.crc32(rows) == state["replay"]["crc32"]
+            if zlib.crc32(rows) != state["replay"]["crc32"]:
+                raise ValueError
             run.buffer.rows[: len(rows)] = torch.from_numpy(rows)
-        except (OSError, ValueError, EOFError, AssertionError):
+        except (OSError, ValueError, EOFError):
             raise UsageError(f"{path} is missing, damaged, or of another save") from None
         run.folder, run.saved_at = Path(folder), run.step
-        run._write_rows(run.history, "w")  # rows after the save will come again
         if not state["between_episodes"]:
             warnings.warn(f"saved inside an episode: after step {run.step} a new one begins")
-        changed = [name for name, value in versions().items() if value != state["versions"][name]]
-        if changed:
+        now = versions(run.agent.device).items()
+        if changed := [name for name, value in now if value != state["versions"].get(name)]:
             warnings.warn(f"not exactly the saved run any more: other {', '.join(changed)}")
         return run
 
@@ -803,18 +825,20 @@ def plot_runs(runs):
             pairs.append((config, dict(zip(COLUMNS, np.transpose(table), strict=True))))
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(f"{run} is not the folder of a run that has begun") from None
+    positive = all((columns["alpha"] > 0).all() for _, columns in pairs)
     names = pairs[0][0].keys() - {"seed", *MAY_CHANGE}
     names = sorted(name for name in names if len({config.get(name) for config, _ in pairs}) > 1)
     for config, columns in pairs:
         label = ", ".join(f"{name} {config.get(name)}" for name in names)
         label = label or f"{config['env']}, {config['variant']}"
-        groups.setdefault(label, []).append((columns, config["eval_every"]))
+        groups.setdefault(label, []).append((columns, config))
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for panel, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items()):
         for i, (label, seeds) in enumerate(groups.items()):
             curves = []
-            for columns, eval_every in seeds:
-                at = columns["step"] % (eval_every if name == "eval_return" else 1) == 0
+            for columns, config in seeds:
+                at = columns["step"] % (config["eval_every"] if name == "eval_return" else 1) == 0
+                at[-1] = True
                 curves.append(dict(zip(columns["step"][at], columns[name][at])))
             steps = sorted(set.intersection(*map(set, curves)))
             values = np.array([[curve[step] for step in steps] for curve in curves])
@@ -822,9 +846,9 @@ def plot_runs(runs):
             label += f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
             panel.plot(steps, values.mean(0), label=label, **style)
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2, fc=COLOURS[i % 6])
-            if name == "entropy":
+            if name == "entropy" and positive and config["alpha"] is None:
                 panel.axhline(columns["target_entropy"][-1], color="black", lw=0.8)
-        panel.set(title=title, yscale="log" if name == "alpha" and (values > 0).all() else "linear")
+        panel.set(title=title, yscale="log" if name == "alpha" and positive else "linear")
         panel.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.supxlabel("environment steps")
@@ -872,20 +896,20 @@ def open_run(flags, out=None, resume=None):
     """The Run that the command line asks for: a new one, or one that goes on."""
     config = Config(**flags)
     place = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
-    if resume == "":  # the run that the other flags name, or else a new one
-        resume = out or place if Path(out or place, "checkpoint.pt").exists() else None
-    if resume is None:
-        folder, n = out or place, 1
-        while not out and folder.exists():
-            folder = Path(f"{place}-{(n := n + 1)}")
+    folder, n = Path(out or place), 1
+    while folder.exists():  # the run that the flags name is the last of these that was saved
+        if resume == "" and (folder / "checkpoint.pt").exists():
+            resume = folder
+        if out:
+            break
+        folder = Path(f"{place}-{(n := n + 1)}")
+    if not resume:
         configure_torch(config)
         return Run(config, folder=folder)
     saved = read_checkpoint(resume)
     for name in flags.keys() - MAY_CHANGE:
         if flags[name] != (was := getattr(saved["config"], name)):
             raise UsageError(f"{resume} has {name} {was}, not {flags[name]}: begin another run")
-    if flags.get("steps", math.inf) < saved["counters"]["step"]:
-        raise UsageError(f"{resume} has done {saved['counters']['step']} steps: give more --steps")
     changes = {name: flags[name] for name in MAY_CHANGE if name in flags}
     configure_torch(replace(saved["config"], **changes))
     return Run.load(resume, **changes)
@@ -906,11 +930,10 @@ def train(run, tensorboard=False):
         if signals:
             os._exit(128 + number)
         signals.append(number)
-        run.stop_by = time.monotonic() + 10
-        print("\nstopping at the end of the episode; once more: at once", flush=True)
+        run.stop_by = time.monotonic() + (8 if number == signal.SIGTERM else 600)
+        os.write(1, b"\nstopping at the end of the episode; once more: at once\n")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     if tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -931,6 +954,8 @@ def train(run, tensorboard=False):
         print(line, end="\n" if keep else "", flush=True)
         for name in row if tensorboard else ():
             events.add_scalar(name, row[name], run.step)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     if run.finished:
         mean, low, high = run.evaluation
         print(f"final evaluation {mean:.1f} ({low:.1f} to {high:.1f}), {c.eval_episodes} episodes")
@@ -946,6 +971,8 @@ def play(folder, flags, episodes=10, render=False, video=None):
         raise UsageError(f"--video needs a new file ending in .gif, .webp or .mp4, not {video}")
     if video and video.endswith(".mp4") and not importlib.util.find_spec("imageio_ffmpeg"):
         raise UsageError("--video FILE.mp4 needs: pip install imageio-ffmpeg; .gif needs nothing")
+    if video and render:
+        raise UsageError("--render and --video do not go together: choose one")
     if episodes < 1:
         raise UsageError(f"--episodes must be 1 or more, not {episodes}")
     saved = read_checkpoint(folder)
@@ -998,7 +1025,11 @@ def main(argv=None):
             out = Path(given.get("out", "comparison.png"))
             if out.exists():
                 raise UsageError(f"{out} exists; name another picture with --out FILE")
-            plot_runs(given["plot"]).savefig(out)
+            figure = plot_runs(given["plot"])
+            try:
+                figure.savefig(out)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"cannot write {out}: {error}") from None
             print(f"wrote {out}")
         elif mode == "play":
             play(given.pop("play"), flags, **given)
@@ -1009,6 +1040,8 @@ def main(argv=None):
     except (UsageError, Diverged) as error:
         print(f"sac.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
