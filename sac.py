@@ -897,7 +897,7 @@ def open_run(flags, out=None, resume=None):
     config = Config(**flags)
     place = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
     folder, n = Path(out or place), 1
-    while folder.exists():  # the run that the flags name is the last of these that was saved
+    while folder.exists():  # a bare --resume goes on with the first of these that was saved
         if resume == "" and (folder / "checkpoint.pt").exists():
             resume = folder
         if out:

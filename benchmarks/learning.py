@@ -39,7 +39,7 @@ def last_evaluations(folder):
 
 
 def table(folders):
-    """Prints a Markdown table: a line a run, and one for the mean over all of them."""
+    """Prints a Markdown table: a line for each run, and one for all (give runs of one kind)."""
     print(f"| run | steps | last {LAST} evaluations | mean |\n|---|---|---|---|")
     means = []
     for folder in folders:
@@ -48,7 +48,9 @@ def table(folders):
         name = f"{config['env']}, {config['variant']}, seed {config['seed']}"
         shown = ", ".join(f"{value:.0f}" for value in returns)
         print(f"| {name} | {steps:,.0f} | {shown} | {means[-1]:.0f} |")
-    print(f"| mean of {len(means)} runs | | | {np.mean(means):.0f} +- {np.std(means):.0f} |")
+    print(
+        f"| all {len(means)}, mean and deviation | | | {np.mean(means):.0f} +- {np.std(means):.0f} |"
+    )
 
 
 def keep(name, folders):
