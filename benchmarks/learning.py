@@ -48,9 +48,7 @@ def table(folders):
         name = f"{config['env']}, {config['variant']}, seed {config['seed']}"
         shown = ", ".join(f"{value:.0f}" for value in returns)
         print(f"| {name} | {steps:,.0f} | {shown} | {means[-1]:.0f} |")
-    print(
-        f"| all {len(means)}, mean and deviation | | | {np.mean(means):.0f} +- {np.std(means):.0f} |"
-    )
+    print(f"| all {len(means)}: mean +- sd | | | {np.mean(means):.0f} +- {np.std(means):.0f} |")
 
 
 def keep(name, folders):
