@@ -618,6 +618,7 @@ class Run:
         self.rng = np.random.default_rng(config.seed)  # of warm-up actions
         self.step = self.episodes = self.saved_at = 0
         self.seconds, self.history, self.metrics = 0.0, [], {}
+        self.loss_sum = 0.0  # not finite once any loss was not: no need to look at each
         self.obs = None  # None between two episodes
         self.last_return = self.last_length = math.nan  # of the last whole episode
         self.evaluation = (math.nan, math.nan, math.nan)  # mean, lowest, highest return
@@ -671,7 +672,8 @@ class Run:
         # Step the environment
         next_obs, reward, terminated, truncated, _ = self.env.step(action)
         self.step += 1
-        for name, value in (("action", action), ("observation", next_obs), ("reward", reward)):
+        seen = ("observation", self.obs), ("action", action), ("observation", next_obs)
+        for name, value in (*seen, ("reward", reward)):
             if not np.isfinite(value).all():
                 raise Diverged(f"NaN or infinity in the {name} at step {self.step}")
 
@@ -682,7 +684,8 @@ class Run:
         if self.buffer.added > self.config.warmup:
             for _ in range(self.config.updates_per_step):
                 self.batch = self.buffer.sample(self.config.batch_size)
-                self.metrics = self.agent.update(self.batch)
+                self.metrics = m = self.agent.update(self.batch)
+                self.loss_sum = self.loss_sum + m["critic_loss"] + m["actor_loss"]
 
         self.obs = None if terminated or truncated else next_obs
         self.episode_return += float(reward)
@@ -703,7 +706,8 @@ class Run:
                 q = self.agent.critic(self.batch.obs, self.batch.action)
                 row["q_mean"] = self.agent.combine(q).mean()
             for name in ("alpha", "q_mean", *self.metrics):
-                if not math.isfinite(row[name]):
+                if not math.isfinite(row[name] + self.loss_sum):
+                    name = name if math.isfinite(self.loss_sum) else "a loss"
                     raise Diverged(f"NaN or infinity in {name} at step {self.step}")
         self.history.append({name: float(value) for name, value in row.items()})
         self._attempt(self._write_rows, self.history[-1:], "a")

@@ -1,0 +1,452 @@
+"""The command line, most of it as a user meets it: another process in an empty folder."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import WALL_CLOCK
+
+import sac
+
+SCRIPT = Path(sac.__file__)
+SHORT = "--steps 120 --warmup 60 --hidden 8 --batch-size 16 --eval-episodes 1 --threads 1".split()
+TOYS = """
+import gymnasium as gym, numpy as np
+
+class Toy(gym.Env):
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+    observation_space = gym.spaces.Box(-9, 9, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    def __init__(self, render_mode=None, wrong=None, **spaces):
+        self.render_mode, self.wrong = render_mode, wrong
+        vars(self).update(spaces)
+        self.total = 0
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+    def step(self, action):
+        self.time, self.total = self.time + 1, self.total + 1
+        obs, reward = np.zeros(1, np.float32), 1.0
+        if self.total == 95 and self.wrong == "observation":
+            obs += np.nan
+        if self.total == 95 and self.wrong == "reward":
+            reward = np.inf
+        if self.total == 95 and self.wrong == "loss":
+            reward = 1e30
+        return obs, reward, False, self.time == 10, {}
+    def render(self):
+        return np.full((64, 64, 3), 20 * self.time, np.uint8)
+
+def toy(name, **kwargs):
+    gym.register(name, entry_point=Toy, kwargs=kwargs)
+
+box = gym.spaces.Box
+toy("Toy-v0")
+for wrong in ("observation", "reward", "loss"):
+    toy(f"Nan-{wrong}-v0", wrong=wrong)
+toy("Unbounded-v0", action_space=box(-1, np.inf, (1,), np.float32))
+toy("Frozen-v0", action_space=box(np.float32([-1, 2]), np.float32([1, 2])))
+toy("Whole-v0", action_space=box(0, 9, (2,), np.int64))
+toy("Images-v0", observation_space=box(0, 255, (8, 8, 3), np.uint8))
+toy("Graphs-v0", observation_space=gym.spaces.Graph(box(-1, 1, (2,)), None))
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty working directory, with toy environments to import from elsewhere."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "toys.py").write_text(TOYS)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of other processes
+    known = set(gym.registry)
+    yield tmp_path / "here"
+    sys.modules.pop("toys", None)
+    for name in set(gym.registry) - known:
+        gym.registry.pop(name)
+
+
+@pytest.fixture
+def call(place, capsys, monkeypatch):
+    """main(argv) in this process, which it leaves as it was: exit code, output, errors."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*argv):
+        capsys.readouterr()
+        code = sac.main([str(word) for word in argv])
+        return code, *capsys.readouterr()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def command(*argv, code=None):
+    """The same in a process of its own; `code` is Python to run in place of the script."""
+    program = ["-c", code] if code else [SCRIPT, *argv]
+    program = [sys.executable, *map(str, program)]
+    process = subprocess.run(program, capture_output=True, text=True)
+    return process.returncode, process.stdout, process.stderr
+
+
+def files(folder="."):
+    """All files below, with their content."""
+    return {str(path): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def assert_refused(result, *words, code=2):
+    assert result[0] == code, result
+    assert result[2].count("\n") == 1 and "Traceback" not in result[2], result[2]
+    for word in words:
+        assert word.lower() in result[2].lower(), result[2]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--env HalfCheetha-v4", ["HalfCheetha", "`HalfCheetah`"]),
+        ("--env LunarLanderContinuous-v2", ["LunarLanderContinuous-v3"]),
+        ("--env no_such_module:Any-v0", ["no_such_module"]),
+        ("--env CartPole-v1", ["CartPole-v1", "Discrete(2)", "continuous"]),
+        ("--env toys:Whole-v0", ["Whole-v0", "continuous"]),
+        ("--env toys:Unbounded-v0", ["Unbounded-v0", "infinite", "finite low"]),
+        ("--env toys:Frozen-v0", ["Frozen-v0", "low = high"]),
+        ("--env toys:Images-v0", ["Images-v0", "images", "(8, 8, 3)"]),
+        ("--env toys:Graphs-v0", ["Graphs-v0", "flatten"]),
+        ("--steps 0", ["--steps", "1 or more"]),
+        ("--steps 1.5", ["--steps", "1.5"]),
+        ("--batch-size 0", ["--batch-size", "1 or more"]),
+        ("--buffer-size -1", ["--buffer-size", "1 or more"]),
+        ("--hidden 0", ["--hidden", "1 or more"]),
+        ("--warmup -1", ["--warmup", "0 or more"]),
+        ("--seed -1", ["--seed", "0 or more"]),
+        ("--log-every 0", ["--log-every", "1 or more"]),
+        ("--eval-every 0", ["--eval-every", "1 or more"]),
+        ("--eval-episodes 0", ["--eval-episodes", "1 or more"]),
+        ("--save-every 0", ["--save-every", "1 or more"]),
+        ("--updates-per-step 0", ["--updates-per-step", "1 or more"]),
+        ("--actor-samples 0", ["--actor-samples", "1 or more"]),
+        ("--actor-lr 0", ["--actor-lr", "positive and finite"]),
+        ("--critic-lr nan", ["--critic-lr", "positive and finite"]),
+        ("--alpha-lr inf", ["--alpha-lr", "positive and finite"]),
+        ("--alpha -0.1", ["--alpha", "-0.1"]),
+        ("--alpha nan", ["--alpha", "nan"]),
+        ("--reward-scale 0", ["--reward-scale", "positive and finite"]),
+        ("--target-entropy inf", ["--target-entropy", "finite"]),
+        ("--stop-at nan", ["--stop-at", "finite"]),
+        ("--gamma 1.01", ["--gamma", "between 0 and 1"]),
+        ("--gamma nan", ["--gamma", "between 0 and 1"]),
+        ("--tau 0", ["--tau", "between 0 and 1"]),
+        ("--tau 2", ["--tau", "between 0 and 1"]),
+        ("--variant triple-q", ["triple-q", *sac.VARIANTS]),
+        ("--device tpu", ["tpu", "--device cpu"]),
+        ("--matmul-precision low", ["--matmul-precision", "highest"]),
+        ("--threads x", ["--threads", "x"]),
+        ("--gama 0.9", ["--gama", "--help"]),
+        ("--env toys:Toy-v0 --out here", ["here exists", "--resume here"]),
+        ("--resume nowhere", ["nowhere", "checkpoint.pt"]),
+        ("--resume here", ["here", "checkpoint.pt"]),
+        ("--play nowhere", ["nowhere", "checkpoint.pt"]),
+        ("--play here", ["here", "checkpoint.pt"]),
+        ("--plot nowhere", ["nowhere", "not the folder of a run"]),
+        ("--plot here", ["here", "not the folder of a run"]),
+        ("--play here --steps 9 --gamma 0.5", ["--gamma", "play"]),
+        ("--episodes 3", ["--episodes", "train"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(call, flags, words):
+    """Catches a traceback, a mistake accepted in silence, and folders or files left behind."""
+    Path("here").mkdir()
+    Path("here", "note").write_text("mine")
+    before = files(), set(Path().rglob("*"))
+    assert_refused(call(*flags.split()), *words)
+    assert (files(), set(Path().rglob("*"))) == before
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--env HalfCheetha-v4", ["`HalfCheetah`"]),
+        ("--env toys:Unbounded-v0", ["infinite"]),
+        ("--tau 2", ["--tau"]),
+        ("--nonsense", ["--nonsense"]),
+        ("--resume nowhere", ["nowhere"]),
+    ],
+)
+def test_bad_input_through_a_real_process(place, flags, words):
+    """Catches an exit code that main returns and the script drops, and a library's own noise."""
+    assert_refused(command(*flags.split()), *words)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "module, env, extra",
+    [("mujoco", "HalfCheetah-v4", "mujoco"), ("Box2D", "LunarLanderContinuous-v3", "box2d")],
+)
+def test_a_missing_package_is_named_with_its_remedy(place, module, env, extra):
+    """Catches an ImportError's traceback on a machine that has gymnasium alone."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+sys.modules[{module!r}] = None  # as if it were not installed
+import sac
+sys.exit(sac.main(["--env", {env!r}]))
+"""
+    assert_refused(command(code=code), "pip install", extra)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["observation", "reward", "loss"])
+def test_nan_stops_the_run_and_keeps_the_last_save(call, what):
+    """Catches NaN that is trained on, an exit code 0, and a last save that is overwritten."""
+    flags = [*SHORT, "--env", f"toys:Nan-{what}-v0", "--log-every", 10, "--out", "run"]
+    flags += ["--batch-size", 256]  # so that the next batches do contain the reward of step 95
+    result = call(*flags, "--save-every", 30)
+    assert_refused(result, what, "step 1" if what == "loss" else "step 95", code=1)
+    saved = sac.read_checkpoint("run")
+    assert saved["counters"]["step"] == 90
+    assert sac.Run.load("run").step == 90
+
+
+def test_a_damaged_checkpoint_is_refused(call):
+    """Catches a traceback from the depths of a loader, and half a run that goes on."""
+    assert call(*SHORT, "--env", "toys:Toy-v0", "--out", "run")[0] == 0
+    path = Path("run", "checkpoint.pt")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    for flag in ("--resume", "--play"):
+        assert_refused(call(flag, "run"), "damaged")
+    path.write_bytes(whole)
+    Path("run", "replay-120.npy").unlink()
+    assert_refused(call("--resume", "run", "--steps", 200), "replay-120.npy")
+
+
+def test_a_saved_environment_that_is_gone_is_named(call):
+    """Catches a policy whose environment cannot be made any more ending in a traceback."""
+    assert call(*SHORT, "--env", "toys:Toy-v0", "--out", "run")[0] == 0
+    Path("../modules/toys.py").unlink()
+    sys.modules.pop("toys")
+    assert_refused(call("--play", "run"), "toys:Toy-v0", "No module named")
+
+
+# What a command leaves
+
+
+def test_halfcheetah_from_training_to_film(place):
+    """Catches a command of the README that fails: train, look, play, plot, go on, on MuJoCo."""
+    flags = "--steps 1100 --warmup 1000 --hidden 16 --eval-episodes 1 --eval-every 1000".split()
+    code, out, errors = command("--env", "HalfCheetah-v4", *flags, "--threads", 1)
+    assert (code, errors) == (0, "")
+    folder = Path("runs/HalfCheetah-v4/sac-seed1")
+    for word in ("17 observations", "6 actions", "1 threads", "1,000/1,100", "final evaluation"):
+        assert word in out
+    assert f"--play {folder}" in out and "\r" not in out
+    kept = "config.json progress.csv checkpoint.pt replay-1100.npy learning_curve.png".split()
+    assert {path.name for path in folder.iterdir()} == set(kept)
+    assert {path.name for path in place.iterdir()} == {"runs"}  # no MUJOCO_LOG.TXT
+    about = json.loads((folder / "config.json").read_text())
+    assert about["config"]["env"] == "HalfCheetah-v4" and about["config"]["steps"] == 1100
+    assert {"torch", "gymnasium", "numpy", "sac.py"} <= about["versions"].keys()
+    table = np.genfromtxt(folder / "progress.csv", delimiter=",", names=True)
+    assert table["step"].tolist() == [500, 1000, 1100] and np.isfinite(table[-1]["q_mean"])
+    assert np.load(folder / "replay-1100.npy").shape == (1100, 17 + 6 + 1 + 17 + 1)
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+    before = files()
+    code, out, errors = command("--play", folder, "--episodes", 1)
+    assert (code, errors) == (0, "") and files() == before
+    assert f"episode 1: return {table[-1]['eval_return']:.1f}" in out  # the same first start
+    code, out, errors = command("--plot", folder, "--out", "plot.png")
+    assert (code, errors) == (0, "") and Path("plot.png").read_bytes().startswith(b"\x89PNG")
+    code, out, errors = command("--resume", folder, "--steps", 1200)
+    assert code == 0 and "new one begins" in errors and errors.count("\n") == 1
+    rows = (folder / "progress.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "500", "1000", "1100", "1200"]
+    assert {path.name for path in place.iterdir()} == {"runs", "plot.png"}
+
+
+FILM = """
+import gymnasium as gym
+path = "gymnasium.envs.mujoco.half_cheetah_v4:HalfCheetahEnv"
+gym.register("ShortCheetah-v0", entry_point=path, max_episode_steps=20)
+"""
+
+
+def test_mujoco_is_filmed_without_a_display(call, monkeypatch):
+    """Catches a film that is empty, frozen, of another length, or that needs a window."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    Path("../modules/film.py").write_text(FILM)
+    assert call(*SHORT, "--env", "film:ShortCheetah-v0", "--out", "run")[0] == 0
+    probe = "import os; os.environ['MUJOCO_GL'] = 'egl'; import mujoco; mujoco.GLContext(8, 8)"
+    if sys.platform != "linux" or command(code=probe)[0]:
+        pytest.skip("no GL without a display on this machine")
+    code, out, errors = command("--play", "run", "--video", "film.gif", "--episodes", 1)
+    assert (code, errors) == (0, "") and "wrote film.gif" in out
+    film = frames("film.gif")
+    assert len(film) == 1 + 20 and (film[0] != film[-1]).any() and film[0].std() > 5
+    assert_refused(call("--play", "run", "--video", "film.gif"), "film.gif", "new file")
+
+
+def frames(path):
+    import imageio.v3 as imageio
+
+    return np.array(list(imageio.imiter(path)))
+
+
+def test_films_of_other_kinds_and_what_stands_in_their_way(call, monkeypatch):
+    """Catches a missing encoder, display or ending that crashes, and a film left half-written."""
+    assert call(*SHORT, "--env", "toys:Toy-v0", "--out", "run")[0] == 0
+    before = files()
+    assert_refused(call("--play", "run", "--video", "film.xyz"), "film.xyz", ".gif")
+    assert_refused(call("--play", "run", "--episodes", 0), "--episodes", "1 or more")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    if sys.platform == "linux":
+        assert_refused(call("--play", "run", "--render"), "display", "--video")
+    assert files() == before
+    assert call("--play", "run", "--video", "film.webp", "--episodes", 2)[0] == 0
+    assert len(frames("film.webp")) == 1 + 10  # the first episode of the two
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError:
+        assert_refused(call("--play", "run", "--video", "a.mp4"), "imageio-ffmpeg", ".gif")
+        assert not Path("a.mp4").exists()
+
+
+def test_the_same_command_again_writes_beside_what_is_there(call):
+    """Catches a second run that overwrites the first, and one that is not the same run."""
+    flags = [*SHORT, "--env", "toys:Toy-v0"]
+    assert call(*flags)[0] == 0
+    first = files("runs")
+    assert call(*flags)[0] == call(*flags)[0] == 0
+    root = Path("runs/toys-Toy-v0")
+    assert {path.name for path in root.iterdir()} == {f"sac-seed1{x}" for x in ("", "-2", "-3")}
+    assert files("runs").items() >= first.items()
+    tables = [np.genfromtxt(p / "progress.csv", delimiter=",", names=True) for p in root.iterdir()]
+    for name in set(tables[0].dtype.names) - set(WALL_CLOCK):
+        assert all(np.array_equal(tables[0][name], t[name], equal_nan=True) for t in tables), name
+
+
+@pytest.mark.parametrize("variant", sac.VARIANTS)
+def test_every_variant_runs_is_resumed_played_and_plotted(call, variant):
+    """Catches a variant whose networks or rows do not survive a folder."""
+    flags = [*SHORT, "--env", "toys:Toy-v0", "--variant", variant]
+    assert call(*flags, "--actor-samples", 2)[0] == 0
+    folder = f"runs/toys-Toy-v0/{variant}-seed1"
+    code, out, errors = call("--resume", folder, "--steps", 150)
+    assert (code, errors) == (0, "") and "150/150" in out
+    code, out, errors = call("--play", folder, "--episodes", 2)
+    assert (code, errors) == (0, "") and "episode 2: return 10.0" in out
+    assert call("--plot", folder, "--out", "plot.png")[0] == 0
+
+
+def test_resuming_with_other_settings_is_refused(call):
+    """Catches a run whose folder says one thing and whose weights were trained with another."""
+    flags = [*SHORT, "--env", "toys:Toy-v0", "--out", "run"]
+    assert call(*flags)[0] == 0
+    before = files()
+    assert_refused(call("--resume", "run", "--gamma", 0.5), "gamma", "0.99")
+    assert_refused(call("--resume", "run", "--steps", 60), "120 steps")
+    assert files() == before
+
+
+def test_a_goal_and_a_plain_resume(call):
+    """Catches --stop-at that runs on, and --resume alone that begins again what is there."""
+    flags = [*SHORT, "--env", "toys:Toy-v0", "--eval-every", 30]
+    out = call(*flags, "--stop-at", 10, "--seed", 3)[1]
+    assert "30/120" in out and "60/120" not in out and "final evaluation 10.0" in out
+    assert call(*flags, "--resume")[0] == 0  # none there: a new one
+    assert call(*flags, "--resume", "--steps", 150)[0] == 0
+    assert {p.name for p in Path("runs/toys-Toy-v0").iterdir()} == {"sac-seed1", "sac-seed3"}
+
+
+def test_plots_join_seeds_and_name_what_differs(call):
+    """Catches seeds drawn as rivals, different runs averaged, and a picture overwritten."""
+    folders = []
+    for i, extra in enumerate(([], ["--seed", 2], ["--gamma", 0.5])):
+        folders.append(f"run{i}")
+        flags = [*SHORT, "--env", "toys:Toy-v0", "--eval-every", 40, "--log-every", 20, *extra]
+        assert call(*flags, "--out", folders[-1])[0] == 0
+    panel = sac.plot_runs(folders).axes[0]
+    labels = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert len(labels) == 2 and "0.99" in labels[0] and "0.5" in labels[1]
+    assert list(panel.lines[0].get_xdata()) == [40, 80, 120]
+    tables = [np.genfromtxt(f"{x}/progress.csv", delimiter=",", names=True) for x in folders]
+    drawn = sac.plot_runs(folders[:2]).axes[1].lines[0].get_ydata()
+    np.testing.assert_allclose(drawn, (tables[0]["q_mean"] + tables[1]["q_mean"]) / 2)
+    assert call("--plot", *folders)[0] == 0
+    assert_refused(call("--plot", *folders), "comparison.png exists", "--out")
+
+
+def test_tensorboard_writes_events_or_names_its_package(call):
+    """Catches a traceback where tensorboard is not installed."""
+    result = call(*SHORT, "--env", "toys:Toy-v0", "--tensorboard", "--out", "run")
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        assert_refused(result, "pip install tensorboard")
+        assert not Path("run").exists()
+    else:
+        assert result[0] == 0 and list(Path("run").glob("events*"))
+
+
+# What stands beside the script
+
+
+def test_readme_and_help_name_the_same_flags(place, capsys):
+    """Catches a flag that was added, renamed or dropped in one of the two only."""
+    with pytest.raises(SystemExit) as end:
+        sac.main(["--help"])
+    page = capsys.readouterr().out
+    assert end.value.code == 0
+    readme = SCRIPT.with_name("README.md").read_text(encoding="utf-8").splitlines()
+    others = re.compile(
+        r"\b(pip|ruff|pytest|jupyter|benchmarks/\w+\.py) "
+    )  # their flags are theirs
+    readme = "\n".join(line for line in readme if not others.search(line))
+    named = [set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) for text in (readme, page)]
+    fields = {"--" + name.replace("_", "-") for name in sac.Config.__dataclass_fields__}
+    assert named[0] == named[1] and fields < named[1]
+    assert all(name in page for name in sac.VARIANTS) and "(0.005)" in page and "(3e-4)" in page
+    assert page.count("\n") <= 80 and max(map(len, page.splitlines())) <= 100  # two screens
+
+
+def test_importing_has_no_side_effects(place):
+    """Catches an import that parses, seeds, sets threads or precision, or writes a file."""
+    code = f"""
+import os, random, signal, sys, threading, warnings
+import gymnasium, numpy, torch
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+sys.argv = ["other.py", "--nonsense"]
+sys.dont_write_bytecode = True
+def state():
+    return (
+        torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_default_dtype(),
+        torch.get_rng_state().tolist(), torch.is_grad_enabled(), repr(numpy.random.get_state()),
+        random.getstate(), list(sys.argv), dict(os.environ), threading.active_count(),
+        signal.getsignal(signal.SIGINT), warnings.showwarning, list(warnings.filters),
+        "mujoco" in sys.modules, "matplotlib.pyplot" in sys.modules, list(gymnasium.registry),
+    )
+before = state()
+import sac
+names = [i for i, (old, new) in enumerate(zip(before, state())) if old != new]
+print("changed:", names)
+"""
+    assert command(code=code) == (0, "changed: []\n", "")
+    assert list(place.iterdir()) == []

@@ -1,0 +1,427 @@
+"""Environments, evaluation and the training run."""
+
+import random
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, WALL_CLOCK, Clock, flat, learned
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sac
+
+PENDULUM = {"env": "Pendulum-v1", "steps": 450, "eval_every": 200, "device": "cpu", **TINY}
+
+
+def train(env=None, folder=None, **config):
+    """A finished Run with these settings."""
+    run = sac.Run(sac.Config(**(PENDULUM | config)), env=env, folder=folder)
+    for _ in run:
+        pass
+    return run
+
+
+def outcome(run):
+    """All that a run has learned and stored: two lists are equal if they are bit-identical."""
+    return flat(run.agent.state_dict()), flat(list(run.buffer.sample(200)))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    run = train()
+    return learned(run.history), outcome(run)
+
+
+# Environments
+
+
+class Bounds(gym.Env):
+    """Keeps the action it was given."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float64)
+
+    def __init__(self, low, high):
+        self.action_space = gym.spaces.Box(low, high, dtype=low.dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.given = action
+        return np.zeros(2), 0.0, False, False, {}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pairs=st.lists(
+        st.tuples(st.floats(-1e6, 1e6, width=32), st.floats(-1e6, 1e6, width=32)).filter(
+            lambda pair: pair[0] != pair[1]
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    unit=st.floats(-1, 1, width=32),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    square=st.booleans(),
+)
+def test_unit_actions_reach_an_environments_own_bounds_and_never_leave_them(
+    pairs, unit, dtype, square
+):
+    """Catches scaling by high[0] or by a symmetric range, a rounding that leaves the space by one
+    bit (float32 -0.1 + 0.5 * 0.4 does), and an action that reaches the environment flat."""
+    low, high = np.sort(np.array(pairs, dtype), axis=1).T
+    if square:
+        low, high = np.stack([low, low]), np.stack([high, high])
+    env = sac.make_env(lambda: Bounds(low, high))
+    inner, size = env.unwrapped, low.size
+    assert env.action_space.shape == (size,) and env.observation_space.dtype == np.float32
+    assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
+    env.reset()
+    for action, right in ((-1, low), (1, high), (unit, None)):
+        env.step(np.full(size, action, np.float32))
+        assert inner.action_space.contains(inner.given)
+        assert right is None or (inner.given == right).all()
+    wide = low.astype(np.float64), high.astype(np.float64)
+    right = wide[0] + (unit + 1) / 2 * (wide[1] - wide[0])
+    np.testing.assert_allclose(inner.given, right, rtol=1e-6, atol=1e-6 * abs(np.array(wide)).max())
+
+
+class Nested(gym.Env):
+    """A Dict observation, an action of shape (2,1), float64 all over."""
+
+    def __init__(self):
+        tuple_space = gym.spaces.Tuple([gym.spaces.Box(-1, 1, (2, 2), np.float64)])
+        self.observation_space = gym.spaces.Dict({"a": gym.spaces.Discrete(3), "b": tuple_space})
+        low, high = np.array([[0.0], [-np.pi / 4]]), np.array([[5.0], [np.pi / 4]])
+        self.action_space = gym.spaces.Box(low, high, dtype=np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.step(self.action_space.low)[0], {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.time += 1
+        obs = {"a": 2, "b": (self.np_random.uniform(-1, 1, (2, 2)),)}
+        return obs, -float(abs(action).sum()), self.time == 30, False, {}
+
+
+def test_a_run_takes_an_environment_of_ones_own():
+    """Catches a run that needs a registered id, flat Boxes or float32."""
+    run = train(env=Nested, steps=120)
+    batch = run.buffer.sample(300)
+    assert run.config.env == "Nested" and run.history[-1]["train_length"] <= 30
+    assert batch.obs.shape == (300, 7) and (batch.obs[:, :3] == torch.tensor([0, 0, 1])).all()
+    assert batch.action.shape == (300, 2) and batch.action.abs().max() <= 1
+    assert batch.action.min() < -0.9 and batch.action.max() > 0.9  # [-1,1], not [0,5]
+    assert batch.terminated.sum() > 0
+    unnamed = sac.Run(sac.Config(**PENDULUM), env=lambda: Nested())
+    assert next(iter(unnamed))["step"] == 100
+
+
+def test_evaluation_is_the_mean_actions_undiscounted_return():
+    """Catches sampled actions, a discount, a return that leaks into the next episode."""
+    agent = sac.SAC(1, 1, sac.Config(hidden=8))
+    before = agent.generator.get_state()
+    env = sac.make_env(lambda: Clock(limit=7))
+    assert sac.evaluate(agent, env, 3, seed=1).tolist() == [7, 7, 7]
+    assert torch.equal(agent.generator.get_state(), before)
+    agent = sac.SAC(3, 1, sac.Config(hidden=8))
+    pendulum = sac.make_env("Pendulum-v1")
+    returns = sac.evaluate(agent, pendulum, 2, seed=1)
+    assert returns.shape == (2,) and returns[0] != returns[1]
+    assert (sac.evaluate(agent, pendulum, 2, seed=1) == returns).all()
+
+
+# What is stored, and what ends a future
+
+
+def test_transitions_are_stored_as_they_happened():
+    """Catches a next observation that is the reset's, and a time limit stored as an end."""
+    for ends in ("truncated", "terminated"):
+        batch = train(env=lambda ends=ends: Clock(4, ends), steps=60, warmup=60).buffer.sample(500)
+        assert torch.equal(batch.next_obs, batch.obs + 1)
+        assert set(batch.obs.flatten().tolist()) == {0, 1, 2, 3} and (batch.reward == 1).all()
+        over = (batch.next_obs[:, 0] == 4) & (ends == "terminated")
+        assert torch.equal(batch.terminated, over.float())
+
+
+@pytest.mark.parametrize("ends, value", [("truncated", 10.0), ("terminated", 1 / (1 - 0.9 * 0.8))])
+def test_only_a_true_end_cuts_the_future(ends, value):
+    """Catches a time limit taken as an end: with one state, reward 1 and gamma 0.9 the value is
+    1/(1-gamma) = 10 under a limit of 5 steps, but 3.57 if each fifth step ends everything."""
+    run = train(
+        env=lambda: Clock(5, ends, blind=True),
+        steps=700,
+        alpha=0.0,
+        gamma=0.9,
+        tau=0.2,
+        critic_lr=3e-3,
+        buffer_size=700,
+    )
+    q = run.agent.critic(torch.zeros(9, 1), torch.linspace(-1, 1, 9)[:, None])
+    assert q.shape == (2, 9)
+    assert q.mean().item() == pytest.approx(value, rel=0.1)
+
+
+# The same run again
+
+
+def test_same_seed_same_run_other_seed_other_run(reference):
+    """Catches unseeded warm-up actions, environments, weights or noise."""
+    run = train()
+    assert (learned(run.history), outcome(run)) == reference
+    other = train(seed=2)
+    assert learned(other.history) != reference[0] and outcome(other) != reference[1]
+
+
+@pytest.mark.parametrize(
+    "reports", [{"eval_every": 60, "eval_episodes": 2}, {"log_every": 7}, {"log_every": 10_000}]
+)
+def test_reports_do_not_change_training(reference, reports):
+    """Catches an evaluation in the training environment or from its noise, and rows that draw."""
+    assert outcome(train(**reports)) == reference[1]
+
+
+def test_two_runs_in_one_program_do_not_disturb_each_other(reference):
+    """Catches global random state, and anything that two agents share."""
+    one = sac.Run(sac.Config(**PENDULUM))
+    two = sac.Run(sac.Config(**(PENDULUM | {"seed": 2, "log_every": 30, "gamma": 0.5})))
+    rows = iter(two)
+    for _ in one:
+        torch.rand(3)
+        np.random.rand()
+        next(rows, None)
+    assert (learned(one.history), outcome(one)) == reference
+
+
+def test_a_run_can_be_left_and_taken_up_again(reference):
+    """Catches state that lives in the loop and dies with a break, and a row lost or doubled."""
+    run, rows = sac.Run(sac.Config(**PENDULUM)), []
+    while not run.finished:
+        for row in run:
+            rows.append(row)
+            break
+    assert (learned(rows), outcome(run)) == reference and learned(run.history) == reference[0]
+    assert list(run) == []
+
+
+def test_a_run_leaves_the_global_state_alone():
+    """Catches seeding, threads or precision set for the whole program by a run in a notebook."""
+
+    def state():
+        torches = torch.get_rng_state().tolist(), torch.get_num_threads()
+        precision = torch.get_float32_matmul_precision()
+        return torches, precision, repr(np.random.get_state()), random.getstate()
+
+    before = state()
+    train(steps=120)
+    assert state() == before
+
+
+# Rows
+
+
+def test_rows_come_when_they_should_and_hold_what_exists():
+    """Catches a missing last row, an evaluation that is forgotten at the next row, and numbers
+    where there is nothing yet."""
+    run = train(steps=530)
+    rows = {int(row["step"]): row for row in run.history}
+    assert list(rows) == [100, 200, 300, 400, 500, 530]
+    names = "step episodes train_return train_length eval_return eval_min eval_max critic_loss "
+    names += "actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second seconds"
+    assert all(set(names.split()) <= row.keys() for row in run.history)
+    assert all(type(x) is float for row in run.history for x in row.values())
+    assert np.isnan([rows[100]["train_return"], rows[100]["eval_return"]]).all()
+    assert rows[200]["eval_return"] == rows[300]["eval_return"] != rows[400]["eval_return"]
+    assert rows[200]["eval_return"] != rows[200]["train_return"]
+    assert rows[530]["eval_return"] != rows[500]["eval_return"]
+    assert [row["episodes"] for row in run.history] == [0, 1, 1, 2, 2, 2]
+    assert rows[530]["train_length"] == 200 and rows[530]["target_entropy"] == -1
+    early = train(steps=100, warmup=80, log_every=50)
+    assert np.isnan([early.history[0][k] for k in ("critic_loss", "q_mean", "entropy")]).all()
+    assert np.isfinite([early.history[1][k] for k in ("critic_loss", "q_mean", "entropy")]).all()
+
+
+@pytest.mark.parametrize("per_step", [1, 3])
+def test_learning_starts_after_the_warm_up(per_step):
+    """Catches updates on an empty replay, a warm-up that is one off, a forgotten flag."""
+    run = train(steps=80, updates_per_step=per_step)
+    assert run.agent.updates == per_step * (80 - TINY["warmup"])
+
+
+def test_warm_up_actions_are_uniform():
+    """Catches warm-up by the untrained policy, whose actions crowd around zero."""
+    actions = train(steps=1000, warmup=1000).buffer.sample(4000).action
+    counts = torch.histc(actions, 10, -1, 1)
+    assert counts.min() > 250 and counts.max() < 550  # of 400 each, from 1000 rows drawn 4 times
+
+
+def test_a_temperature_can_be_set_from_outside():
+    """Catches a temperature that the agent has copied: a decaying one would change nothing."""
+    run, rows = sac.Run(sac.Config(**(PENDULUM | {"alpha": 1.0}))), []
+    for row in run:
+        rows.append(row)
+        run.agent.log_alpha.data.fill_(-float(len(rows)))
+    decayed = [row["alpha"] for row in rows]
+    assert decayed == pytest.approx([np.exp(-i) for i in range(len(rows))])
+    steady = train(alpha=1.0)
+    assert learned(steady.history[:1]) == learned(rows[:1])
+    assert {row["alpha"] for row in steady.history} == {1.0}
+    assert steady.history[-1]["q_mean"] > rows[-1]["q_mean"]  # entropy was worth more
+    assert len({row["alpha"] for row in train().history[1:]}) > 1  # learned unless given
+
+
+def test_a_run_stops_at_its_goal():
+    """Catches a goal that is compared with a training return, or never."""
+    run = train(env=lambda: Clock(limit=20), stop_at=20.0, eval_every=150)
+    assert run.finished and run.step == 150
+    assert train(env=lambda: Clock(limit=20), stop_at=20.5, steps=160, eval_every=150).step == 160
+
+
+def test_pendulum_is_learned():
+    """Catches whatever keeps SAC from learning at all. Final evaluations of seeds 1 to 5 with
+    these settings: -111, -120, -205, -139, -193
+    (for s in 1 2 3 4 5: python sac.py --env Pendulum-v1 --steps 5000 --warmup 500 --hidden 64
+    --batch-size 64 --actor-lr 1e-3 --critic-lr 1e-3 --alpha-lr 1e-3 --tau 0.01 --threads 1
+    --matmul-precision highest --seed $s)."""
+    rates = {"actor_lr": 1e-3, "critic_lr": 1e-3, "alpha_lr": 1e-3, "tau": 0.01}
+    sizes = {"steps": 5000, "warmup": 500, "hidden": 64, "batch_size": 64, "eval_episodes": 10}
+    run = train(seed=1, eval_every=5000, **rates, **sizes)
+    assert run.history[-1]["eval_return"] > -250
+
+
+# Saving and going on
+
+
+@pytest.mark.parametrize(
+    "env, boundary, steps",
+    [("Pendulum-v1", 400, 700), ("HalfCheetah-v4", 1000, 1300)],
+)
+def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, env, boundary, steps):
+    """Catches anything that a save leaves out: generators, moments, counters, replay, evaluation,
+    or the environment's own state."""
+    config = {"env": env, "steps": steps, "eval_every": 350, "warmup": boundary - 150}
+    whole = train(**config, folder=tmp_path / "whole")
+    run = sac.Run(sac.Config(**(PENDULUM | config)))
+    for row in run:
+        if row["step"] == boundary:
+            break
+    run.save(tmp_path / "part")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = sac.Run.load(tmp_path / "part")
+    assert again.step == boundary and learned(again.history) == learned(run.history)
+    rows = list(again)
+    assert learned(rows) == learned(whole.history)[-len(rows) :] and len(rows) >= 3
+    assert learned(again.history) == learned(whole.history) and outcome(again) == outcome(whole)
+    tables = [
+        np.genfromtxt(tmp_path / x / "progress.csv", delimiter=",", names=True)
+        for x in ("whole", "part")
+    ]
+    for name in set(tables[0].dtype.names) - set(WALL_CLOCK):
+        assert np.array_equal(tables[0][name], tables[1][name], equal_nan=True), name
+
+
+def test_a_finished_run_can_be_extended(tmp_path):
+    """Catches a replay that was sized for the shorter run, and a change of steps that is lost."""
+    whole = train(steps=600)
+    train(steps=400, folder=tmp_path / "run")
+    longer = sac.Run.load(tmp_path / "run", steps=600)
+    assert learned(longer) == learned(whole.history)[4:] and outcome(longer) == outcome(whole)
+
+
+def test_a_run_saved_inside_an_episode_says_so_and_begins_a_new_one(tmp_path):
+    """Catches a half episode that is glued to another one: the step between them never was."""
+    run = sac.Run(sac.Config(**(PENDULUM | {"steps": 300})), env=Clock)
+    next(iter(run))
+    run.advance()  # 101 steps: one into an episode of five
+    run.save(tmp_path / "run")
+    with pytest.warns(UserWarning, match="episode"):
+        again = sac.Run.load(tmp_path / "run", env=Clock)
+    list(again)
+    batch = again.buffer.sample(4000)
+    assert torch.equal(batch.next_obs, batch.obs + 1)
+    assert again.step == 300 and len(again.buffer) == 300
+
+
+def test_saving_overwrites_nothing_and_keeps_one_save(tmp_path):
+    """Catches a folder that loses another run, and replay files that pile up."""
+    run = train(steps=100, folder=tmp_path / "run", save_every=1)
+    with pytest.raises(sac.UsageError, match="exists"):
+        sac.Run(run.config, folder=tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(sac.UsageError, match="exists"):
+        run.save(tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == []
+    run = train(env=Clock, steps=100, folder=tmp_path / "clock", save_every=30)
+    names = {path.name for path in (tmp_path / "clock").iterdir()}
+    kept = "config.json progress.csv checkpoint.pt replay-100.npy learning_curve.png"
+    assert names == set(kept.split())
+
+
+def test_a_run_can_be_saved_before_its_first_row(tmp_path):
+    """Catches a learning curve that cannot be drawn yet and takes the whole save with it."""
+    run = sac.Run(sac.Config(**PENDULUM), env=Clock)
+    for _ in range(10):
+        run.advance()
+    run.save(tmp_path / "run")
+    assert sac.Run.load(tmp_path / "run", env=Clock).step == 10
+
+
+# When it goes wrong
+
+
+class Broken(Clock):
+    """Goes wrong at step 95 of an episode that never ends."""
+
+    def __init__(self, what, value):
+        super().__init__(limit=10**6)
+        self.what, self.value = what, value
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        if self.time == 95:
+            obs = np.array([self.value], np.float32) if self.what == "observation" else obs
+            reward = self.value if self.what == "reward" else reward
+        return obs, reward, *rest
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_nan_and_infinity_stop_a_run_at_their_step(what, value):
+    """Catches a NaN that is stored, learned, and seen thousands of steps later, if ever."""
+    run = sac.Run(sac.Config(**PENDULUM), env=lambda: Broken(what, value))
+    with pytest.raises(sac.Diverged, match=f"{what}.* step 95"):
+        list(run)
+    assert len(run.buffer) == 94
+
+
+def test_nan_in_the_first_observation_of_an_episode_is_named_too():
+    """Catches a check of what step returns alone, which finds a NaN of reset as another thing."""
+
+    class Bad(Clock):
+        def reset(self, *, seed=None, options=None):
+            obs, info = super().reset(seed=seed)
+            return obs * np.nan, info
+
+    with pytest.raises(sac.Diverged, match="observation"):
+        list(sac.Run(sac.Config(**PENDULUM), env=Bad))
+
+
+@pytest.mark.parametrize("log_every", [20, 300])
+def test_an_infinite_loss_stops_the_run_at_the_next_row(log_every):
+    """Catches a run that goes on after a loss overflowed, also if that was long before the row:
+    Adam's moments then are infinite and nothing is learned any more, at losses that look right."""
+    config = {"steps": 1000, "log_every": log_every, "eval_every": 1000, "buffer_size": 64}
+    run = sac.Run(sac.Config(**(PENDULUM | config)), env=lambda: Broken("reward", 1e30))
+    with pytest.raises(sac.Diverged, match="loss.* step (1[0246]0|300)"):
+        while run.step < 300:
+            next(iter(run))
