@@ -640,7 +640,7 @@ class Run:
         while not self.finished:
             if time.monotonic() >= self.stop_by or (self.obs is None and self.stop_by < math.inf):
                 self.stop_by = math.inf
-                return self._attempt(self.save)
+                return self._autosave()
             self.advance()
             row = None
             evaluating = self.step % c.eval_every == 0 or self.step == c.steps
@@ -652,7 +652,7 @@ class Run:
                 self.seconds += time.perf_counter() - clock
                 row = self._row(speed)
             if self.finished or (self.obs is None and self.step - self.saved_at >= c.save_every):
-                self._attempt(self.save)
+                self._autosave()
             if row:
                 yield row
                 clock, start = time.perf_counter(), self.step
@@ -707,7 +707,7 @@ class Run:
                 row["q_mean"] = self.agent.combine(q).mean()
             for name in ("alpha", "q_mean", *self.metrics):
                 if not math.isfinite(row[name] + self.loss_sum):
-                    name = name if math.isfinite(self.loss_sum) else "a loss"
+                    name = "a loss" if math.isfinite(row[name]) else name
                     raise Diverged(f"NaN or infinity in {name} at step {self.step}")
         self.history.append({name: float(value) for name, value in row.items()})
         self._attempt(self._write_rows, self.history[-1:], "a")
@@ -732,6 +732,11 @@ class Run:
         with open(self.folder / "progress.csv", mode) as file:
             file.write(",".join(COLUMNS) + "\n" if mode == "w" else "")
             file.writelines(",".join(f"{x:.10g}" for x in row.values()) + "\n" for row in rows)
+
+    def _autosave(self):
+        if not math.isfinite(self.loss_sum):
+            raise Diverged(f"NaN or infinity in a loss by step {self.step}")
+        self._attempt(self.save)
 
     def _attempt(self, action, *arguments):
         try:

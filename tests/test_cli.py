@@ -113,6 +113,11 @@ def assert_refused(result, *words, code=2):
         assert word.lower() in result[2].lower(), result[2]
 
 
+def short(flags):
+    """The flags, after those that keep a run short should it wrongly begin."""
+    return flags.split() if "--pl" in flags else [*SHORT, *flags.split()]
+
+
 # Bad input
 
 
@@ -174,7 +179,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, flags, words):
     Path("here").mkdir()
     Path("here", "note").write_text("mine")
     before = files(), set(Path().rglob("*"))
-    assert_refused(call(*flags.split()), *words)
+    assert_refused(call(*short(flags)), *words)
     assert (files(), set(Path().rglob("*"))) == before
 
 
@@ -190,7 +195,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, flags, words):
 )
 def test_bad_input_through_a_real_process(place, flags, words):
     """Catches an exit code that main returns and the script drops, and a library's own noise."""
-    assert_refused(command(*flags.split()), *words)
+    assert_refused(command(*short(flags)), *words)
     assert list(place.iterdir()) == []
 
 
@@ -214,13 +219,11 @@ sys.exit(sac.main(["--env", {env!r}]))
 @pytest.mark.parametrize("what", ["observation", "reward", "loss"])
 def test_nan_stops_the_run_and_keeps_the_last_save(call, what):
     """Catches NaN that is trained on, an exit code 0, and a last save that is overwritten."""
-    flags = [*SHORT, "--env", f"toys:Nan-{what}-v0", "--log-every", 10, "--out", "run"]
+    flags = [*SHORT, "--env", f"toys:Nan-{what}-v0", "--log-every", 60, "--out", "run"]
     flags += ["--batch-size", 256]  # so that the next batches do contain the reward of step 95
-    result = call(*flags, "--save-every", 30)
+    result = call(*flags, "--save-every", 20)
     assert_refused(result, what, "step 1" if what == "loss" else "step 95", code=1)
-    saved = sac.read_checkpoint("run")
-    assert saved["counters"]["step"] == 90
-    assert sac.Run.load("run").step == 90
+    assert sac.Run.load("run").step == 80  # not 100: by then the loss was infinite
 
 
 def test_a_damaged_checkpoint_is_refused(call):
