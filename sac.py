@@ -989,8 +989,10 @@ def play(folder, flags, episodes=10, render=False, video=None):
     configure_torch(config)
     env = stage = make_env(config.env, "human" if render else "rgb_array" if video else None)
     agent, frames, returns = make_agent(env, config, saved["agent"]), [], []
-    if video and hasattr(env.unwrapped, "model"):
+    if video and hasattr(env.unwrapped, "mujoco_renderer"):
         env.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
+        if env.unwrapped.model.ncam:
+            env.unwrapped.mujoco_renderer.camera_id = 0  # the one that follows the runner
 
     def film(obs):
         frames.append(env.render()[::2, ::2])
