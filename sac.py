@@ -474,9 +474,7 @@ def gym_make(env_id, render_mode):
             return gym.make(env_id, render_mode=render_mode, disable_env_checker=True)
     except Exception as error:  # anything, from a third party's module or constructor
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        remedy = "gymnasium.pprint_registry() prints what there is"
-        hint = f" ({remedy})" if isinstance(error, gym.error.UnregisteredEnv) else ""
-        raise UsageError(f"cannot make {env_id}: {reason}{hint}") from None
+        raise UsageError(f"cannot make {env_id}: {reason}") from None
 
 
 def evaluate(agent, env, episodes, seed):
@@ -550,11 +548,19 @@ def configure_torch(config):
 def versions(device):
     """What the numbers of a run depend on besides its config."""
     names = [name for name in ("torch", "gymnasium", "numpy", "mujoco") if name in sys.modules]
-    modules = {name: str(sys.modules[name].__version__) for name in names}
-    modules |= {"python": sys.version.split()[0], "device": str(device)}
-    modules["sac.py"] = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"
+    found = {name: str(sys.modules[name].__version__) for name in names}
+    found |= {"python": sys.version.split()[0], "device": str(device)}
+    found |= {"sac.py": f"{zlib.crc32(Path(__file__).read_bytes()):08x}"}
     precision = torch.get_float32_matmul_precision()
-    return modules | {"threads": torch.get_num_threads(), "matmul_precision": precision}
+    return found | {"threads": torch.get_num_threads(), "matmul_precision": precision}
+
+
+def free_memory():
+    """Bytes that the machine can still give, where the system tells (Linux), else infinity."""
+    try:
+        return 1024 * int(re.search(r"MemAvailable:\D*(\d+)", Path("/proc/meminfo").read_text())[1])
+    except OSError:
+        return math.inf
 
 
 def restore(generator, state):
@@ -566,11 +572,15 @@ def restore(generator, state):
 def write(path, content):
     """Calls content(file); then `path` holds all of it or, if interrupted, what it held before."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        content(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a disk is full
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error}") from None
 
 
 def read_checkpoint(folder):
@@ -606,6 +616,8 @@ class Run:
     the place of config.env. In `folder`, which must be new, it keeps its rows and saves itself.
     """
 
+    save_replay = True  # False: smaller folders, but a resumed run has to fill its replay again
+
     def __init__(self, config, env=None, folder=None):
         if env is not None:
             config = replace(config, env=getattr(env, "__name__", "custom"))
@@ -615,6 +627,9 @@ class Run:
         size = min(config.buffer_size, config.steps)
         dims, device = (self.agent.obs_dim, self.agent.action_dim), self.agent.device
         self.buffer = ReplayBuffer(*dims, size, config.seed, device)
+        if (need := self.buffer.rows.nbytes) > (free := free_memory()):
+            text = f"the replay grows to {need / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
+            warnings.warn(f"{text}: give a smaller --buffer-size")
         self.rng = np.random.default_rng(config.seed)  # of warm-up actions
         self.step = self.episodes = self.saved_at = 0
         self.seconds, self.history, self.metrics = 0.0, [], {}
@@ -625,7 +640,7 @@ class Run:
         self.stop_by = math.inf  # if finite: stop when an episode ends, at that time at the latest
         self.folder = None
         if folder is not None:
-            self._open(folder)
+            self.save(folder)
 
     @property
     def finished(self):
@@ -640,7 +655,7 @@ class Run:
         while not self.finished:
             if time.monotonic() >= self.stop_by or (self.obs is None and self.stop_by < math.inf):
                 self.stop_by = math.inf
-                return self._autosave()
+                return self._attempt(self.save)
             self.advance()
             row = None
             evaluating = self.step % c.eval_every == 0 or self.step == c.steps
@@ -652,7 +667,7 @@ class Run:
                 self.seconds += time.perf_counter() - clock
                 row = self._row(speed)
             if self.finished or (self.obs is None and self.step - self.saved_at >= c.save_every):
-                self._autosave()
+                self._attempt(self.save)
             if row:
                 yield row
                 clock, start = time.perf_counter(), self.step
@@ -709,6 +724,12 @@ class Run:
                 if not math.isfinite(row[name] + self.loss_sum):
                     name = "a loss" if math.isfinite(row[name]) else name
                     raise Diverged(f"NaN or infinity in {name} at step {self.step}")
+            if abs(row["q_mean"]) > 1e5:
+                advice = "lower --critic-lr or --tau, or large rewards by --reward-scale"
+                warnings.warn(f"mean |Q| has passed 100,000, the critics may diverge: {advice}")
+            if row["alpha"] > 1e3:
+                advice = "the policy cannot reach its target entropy: lower --target-entropy"
+                warnings.warn(f"alpha has passed 1,000 and may grow for ever: {advice}")
         self.history.append({name: float(value) for name, value in row.items()})
         self._attempt(self._write_rows, self.history[-1:], "a")
         return self.history[-1]
@@ -717,11 +738,9 @@ class Run:
         try:
             Path(folder).mkdir(parents=True)
             self.folder = Path(folder)
-            self._describe()
         except FileExistsError:
             raise UsageError(f"{folder} exists; --resume {folder} continues a run") from None
-        except OSError as error:
-            raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+        self._describe()
 
     def _describe(self):
         about = {"config": asdict(self.config), "versions": versions(self.agent.device)}
@@ -733,23 +752,21 @@ class Run:
             file.write(",".join(COLUMNS) + "\n" if mode == "w" else "")
             file.writelines(",".join(f"{x:.10g}" for x in row.values()) + "\n" for row in rows)
 
-    def _autosave(self):
-        if not math.isfinite(self.loss_sum):
-            raise Diverged(f"NaN or infinity in a loss by step {self.step}")
-        self._attempt(self.save)
-
     def _attempt(self, action, *arguments):
         try:
             if self.folder:
                 action(*arguments)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a disk is full
+        except OSError as error:
             warnings.warn(f"step {self.step}: could not write to {self.folder}: {error}")
 
     def save(self, folder=None):
         """Saves all that --resume needs; if interrupted, the save before stays.
 
-        A new `folder` becomes the run's own. Raises UsageError if it is not new, and OSError.
+        A new `folder` becomes the run's own; UsageError if it is not new. Raises OSError, and
+        Diverged if any loss was NaN or infinite: what was saved before is worth more then.
         """
+        if not math.isfinite(self.loss_sum):
+            raise Diverged(f"NaN or infinity in a loss by step {self.step}")
         if folder is not None and Path(folder) != self.folder:
             self._open(folder)
         rows = self.buffer.rows[: len(self.buffer)].cpu().numpy()
@@ -760,16 +777,19 @@ class Run:
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "between_episodes": self.obs is None,
             "agent": self.agent.state_dict(),
-            "replay": {"file": replay.name, "added": self.buffer.added, "crc32": zlib.crc32(rows)},
+            "added": self.buffer.added,
+            "replay": self.save_replay and {"file": replay.name, "crc32": zlib.crc32(rows)},
             "replay_rng": self.buffer.generator.get_state(),
             "warmup_rng": self.rng.bit_generator.state,
             "env_rng": self.env.unwrapped.np_random.bit_generator.state,
         }
-        write(replay, lambda file: np.save(file, rows))
+        if self.save_replay:
+            write(replay, lambda file: np.save(file, rows))
         write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
         self.saved_at = self.step
-        for old in set(self.folder.glob("replay-*.npy")) - {replay}:
-            old.unlink()
+        for old in self.folder.glob("replay-*"):
+            if old != replay or not self.save_replay:
+                old.unlink()
         if self.history:
             write(self.folder / "learning_curve.png", plot_runs([self]).savefig)
 
@@ -791,15 +811,19 @@ class Run:
         run.rng.bit_generator.state = state["warmup_rng"]
         run.env.unwrapped.np_random.bit_generator.state = state["env_rng"]
         restore(run.buffer.generator, state["replay_rng"])
-        run.buffer.added = state["replay"]["added"]
-        path = Path(folder, state["replay"]["file"])
-        try:
-            rows = np.load(path, allow_pickle=False)
-            if zlib.crc32(rows) != state["replay"]["crc32"]:
-                raise ValueError
-            run.buffer.rows[: len(rows)] = torch.from_numpy(rows)
-        except (OSError, ValueError, EOFError):
-            raise UsageError(f"{path} is missing, damaged, or of another save") from None
+        if state["replay"]:
+            path = Path(folder, state["replay"]["file"])
+            try:
+                rows = np.load(path, mmap_mode="c", allow_pickle=False)
+                if zlib.crc32(rows) != state["replay"]["crc32"]:
+                    raise ValueError
+                run.buffer.rows[: len(rows)] = torch.from_numpy(rows)
+            except Exception:
+                raise UsageError(f"{path} is missing, damaged, or of another save") from None
+            run.buffer.added = state["added"]
+        else:
+            run.save_replay = False
+            warnings.warn("saved without its replay: it fills again before learning goes on")
         run.folder, run.saved_at = Path(folder), run.step
         if not state["between_episodes"]:
             warnings.warn(f"saved inside an episode: after step {run.step} a new one begins")
@@ -811,7 +835,7 @@ class Run:
 
 # 9. Pictures and the command line
 PANELS = {"eval_return": "evaluation return", "q_mean": "mean Q of a batch"}
-PANELS |= {"entropy": "entropy of the policy (nats), and its target", "alpha": "temperature alpha"}
+PANELS |= {"entropy": "entropy of the policy (nats)", "alpha": "temperature alpha"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 
 
@@ -834,7 +858,6 @@ def plot_runs(runs):
             pairs.append((config, dict(zip(COLUMNS, np.transpose(table), strict=True))))
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(f"{run} is not the folder of a run that has begun") from None
-    positive = all((columns["alpha"] > 0).all() for _, columns in pairs)
     names = pairs[0][0].keys() - {"seed", *MAY_CHANGE}
     names = sorted(name for name in names if len({config.get(name) for config, _ in pairs}) > 1)
     for config, columns in pairs:
@@ -855,10 +878,10 @@ def plot_runs(runs):
             label += f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
             panel.plot(steps, values.mean(0), label=label, **style)
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2, fc=COLOURS[i % 6])
-            if name == "entropy" and positive and config["alpha"] is None:
-                panel.axhline(columns["target_entropy"][-1], color="black", lw=0.8)
-        panel.set(title=title, yscale="log" if name == "alpha" and positive else "linear")
+        panel.set_title(title)
         panel.grid(alpha=0.3)
+    if all((columns["alpha"] > 0).all() for _, columns in pairs):
+        panel.set_yscale("log")
     figure.axes[0].legend()
     figure.supxlabel("environment steps")
     return figure
@@ -887,6 +910,7 @@ def parse(argv):
     add(
         "--resume", metavar="DIR", nargs="?", const="", help="go on; no DIR: the run of these flags"
     )
+    add("--no-save-replay", action="store_true", help="small folders, whose resume is not exact")
     add("--tensorboard", action="store_true", help="write event files too")
     add("--plot", metavar="DIR", nargs="+", help="draw runs side by side into a new --out FILE")
     add("--play", metavar="DIR", help="play the policy saved there and print the returns")
@@ -901,8 +925,10 @@ def parse(argv):
     return vars(parser.parse_args(argv))
 
 
-def open_run(flags, out=None, resume=None):
+def open_run(flags, out=None, resume=None, no_save_replay=False):
     """The Run that the command line asks for: a new one, or one that goes on."""
+    if out and resume:
+        raise UsageError("--out is for a new run, --resume DIR for an old one: choose")
     config = Config(**flags)
     place = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
     folder, n = Path(out or place), 1
@@ -912,28 +938,45 @@ def open_run(flags, out=None, resume=None):
         if out:
             break
         folder = Path(f"{place}-{(n := n + 1)}")
-    if not resume:
+    if resume:
+        saved = read_checkpoint(resume)
+        for name in flags.keys() - MAY_CHANGE:
+            if flags[name] != (was := getattr(saved["config"], name)):
+                raise UsageError(f"{resume} has {name} {was}, not {flags[name]}: begin another run")
+        changes = {name: flags[name] for name in MAY_CHANGE if name in flags}
+        configure_torch(replace(saved["config"], **changes))
+        run = Run.load(resume, **changes)
+    else:
         configure_torch(config)
-        return Run(config, folder=folder)
-    saved = read_checkpoint(resume)
-    for name in flags.keys() - MAY_CHANGE:
-        if flags[name] != (was := getattr(saved["config"], name)):
-            raise UsageError(f"{resume} has {name} {was}, not {flags[name]}: begin another run")
-    changes = {name: flags[name] for name in MAY_CHANGE if name in flags}
-    configure_torch(replace(saved["config"], **changes))
-    return Run.load(resume, **changes)
+        run = Run(config, folder=folder)
+    run.save_replay = run.save_replay and not no_save_replay
+    return run
+
+
+def describe(run, row):
+    """A row in one line."""
+    left = int((run.config.steps - run.step) / row["steps_per_second"])
+    left = f"{left // 60}:{left % 60:02} left" if run.metrics else "warm-up"
+    return (
+        f"{run.step:>9,}/{run.config.steps:,} {run.step / run.config.steps:4.0%} {left:>11} "
+        f"{row['steps_per_second']:6.0f} steps/s  return {row['train_return']:.1f}  "
+        f"evaluation {row['eval_return']:.1f}  alpha {row['alpha']:.3g}  "
+        f"entropy {row['entropy']:.2f} ({row['target_entropy']:g})  Q {row['q_mean']:.1f}"
+    )
 
 
 def train(run, tensorboard=False):
     """Trains, with a line for each row; returns the exit code."""
     c, agent, signals = run.config, run.agent, []
     weights = sum(p.numel() for net in (agent.actor, agent.critic) for p in net.parameters())
-    print(
-        f"{c.env}, {c.variant}, seed {c.seed}: {agent.obs_dim} observations, {agent.action_dim} ",
-        end="",
-    )
-    print(f"actions, {weights:,} parameters, {run.buffer.rows.nbytes / 1e6:.1f} MB of replay")
+    megabytes, dims = run.buffer.rows.nbytes / 1e6, (agent.obs_dim, agent.action_dim)
+    print(f"{c.env}, {c.variant}, seed {c.seed}: %d observations, %d actions, " % dims, end="")
+    print(f"{weights:,} parameters, {megabytes:.1f} MB of replay")
     print(f"{agent.device}, {torch.get_num_threads()} threads; writing to {run.folder}")
+    if tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        events = SummaryWriter(run.folder)
 
     def stop(number, _):
         if signals:
@@ -943,28 +986,21 @@ def train(run, tensorboard=False):
         os.write(1, b"\nstopping at the end of the episode; once more: at once\n")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    if tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-
-        events = SummaryWriter(run.folder)
     width = os.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
-    for row in run:
-        left = int((c.steps - run.step) / row["steps_per_second"])
-        left = f"{left // 60}:{left % 60:02} left" if run.metrics else "warm-up"
-        line = (
-            f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%} {left:>11} "
-            f"{row['steps_per_second']:6.0f} steps/s  return {row['train_return']:.1f}  "
-            f"evaluation {row['eval_return']:.1f}  alpha {row['alpha']:.3g}  "
-            f"entropy {row['entropy']:.2f} ({row['target_entropy']:g})  Q {row['q_mean']:.1f}"
-        )
-        if width:  # a terminal: rewrite the line, and keep it where there was an evaluation
-            line = "\r" + line[:width].ljust(width)
-        keep = not width or run.step % c.eval_every == 0 or run.finished
-        print(line, end="\n" if keep else "", flush=True)
-        for name in row if tensorboard else ():
-            events.add_scalar(name, row[name], run.step)
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    try:
+        for row in run:
+            line = describe(run, row)
+            if width:  # a terminal: rewrite the line, and keep it where there was an evaluation
+                line = "\r" + line[:width].ljust(width)
+            keep = not width or run.step % c.eval_every == 0 or run.finished
+            print(line, end="\n" if keep else "", flush=True)
+            for name in row if tensorboard else ():
+                events.add_scalar(name, row[name], run.step)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if tensorboard:
+            events.close()
     if run.finished:
         mean, low, high = run.evaluation
         print(f"final evaluation {mean:.1f} ({low:.1f} to {high:.1f}), {c.eval_episodes} episodes")
@@ -1009,48 +1045,38 @@ def play(folder, flags, episodes=10, render=False, video=None):
 
         rate = env.metadata.get("render_fps", 30)
         timing = {"fps": rate} if video.endswith(".mp4") else {"duration": 1000 / rate, "loop": 0}
-        try:
-            imageio.imwrite(video, frames, **timing)
-        except (ImportError, ValueError, OSError) as error:
-            raise UsageError(f"cannot write {video}: {str(error).splitlines()[0]}") from None
+        imageio.imwrite(video, frames, **timing)
         print(f"wrote {video}")
 
 
 def main(argv=None):
-    """The command line. Returns the exit code: 0; 1 diverged; 2 usage; 128 + signal."""
+    """The command line. Returns the exit code: 0; 1 diverged; 2 usage or files; 128 + signal."""
     warnings.showwarning = lambda message, *_: print(f"sac.py: {message}", file=sys.stderr)
     try:
         given = parse(argv)
         flags = {f.name: given.pop(f.name) for f in fields(Config) if f.name in given}
-        mode = "plot" if "plot" in given else "play" if "play" in given else "train"
-        fits = {
-            "plot": ["plot", "out"],
-            "play": ["play", "episodes", "render", "video", *MAY_CHANGE],
-        }
-        fits["train"] = ["out", "resume", "tensorboard", *flags]
-        if stray := [name for name in (*given, *flags) if name not in fits[mode]]:
+        fits = {"plot": ["out"], "play": ["episodes", "render", "video", *MAY_CHANGE]}
+        fits["train"] = ["out", "resume", "no_save_replay", "tensorboard", *flags]
+        mode = next((mode for mode in fits if mode in given), "train")
+        if stray := [name for name in (*given, *flags) if name not in (mode, *fits[mode])]:
             raise UsageError(f"--{stray[0].replace('_', '-')} does not go with what {mode} does")
-        if given.get("tensorboard") and not importlib.util.find_spec("tensorboard"):
-            raise UsageError("--tensorboard needs one package more: pip install tensorboard")
-        if mode == "plot":
-            out = Path(given.get("out", "comparison.png"))
-            if out.exists():
-                raise UsageError(f"{out} exists; name another picture with --out FILE")
-            figure = plot_runs(given["plot"])
-            try:
-                figure.savefig(out)
-            except (OSError, ValueError) as error:
-                raise UsageError(f"cannot write {out}: {error}") from None
-            print(f"wrote {out}")
-        elif mode == "play":
-            play(given.pop("play"), flags, **given)
-        else:
-            tensorboard = given.pop("tensorboard", False)
+        if mode == "train":
+            if (tensorboard := given.pop("tensorboard", False)) and not importlib.util.find_spec(
+                "tensorboard"
+            ):
+                raise UsageError("--tensorboard needs one package more: pip install tensorboard")
             return train(open_run(flags, **given), tensorboard)
+        if mode == "play":
+            play(given.pop("play"), flags, **given)
+        elif (out := Path(given.get("out", "comparison.png"))).exists():
+            raise UsageError(f"{out} exists; name another picture with --out FILE")
+        else:
+            plot_runs(given["plot"]).savefig(out)
+            print(f"wrote {out}")
         return 0
-    except (UsageError, Diverged) as error:
+    except (UsageError, Diverged, OSError, MemoryError) as error:
         print(f"sac.py: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return 1 if isinstance(error, Diverged) else 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

@@ -164,6 +164,7 @@ def short(flags):
         ("--threads x", ["--threads", "x"]),
         ("--gama 0.9", ["--gama", "--help"]),
         ("--env toys:Toy-v0 --out here", ["here exists", "--resume here"]),
+        ("--resume nowhere --out new", ["--out", "--resume"]),
         ("--resume nowhere", ["nowhere", "checkpoint.pt"]),
         ("--resume here", ["here", "checkpoint.pt"]),
         ("--play nowhere", ["nowhere", "checkpoint.pt"]),
@@ -375,7 +376,8 @@ def test_a_goal_and_a_plain_resume(call):
     out = call(*flags, "--stop-at", 10, "--seed", 3)[1]
     assert "30/120" in out and "60/120" not in out and "final evaluation 10.0" in out
     assert call(*flags, "--resume")[0] == 0  # none there: a new one
-    assert call(*flags, "--resume", "--steps", 150)[0] == 0
+    assert call(*flags, "--resume", "--steps", 150, "--no-save-replay")[0] == 0
+    assert not list(Path("runs").rglob("sac-seed1/replay*"))
     assert {p.name for p in Path("runs/toys-Toy-v0").iterdir()} == {"sac-seed1", "sac-seed3"}
 
 

@@ -1,6 +1,7 @@
 """Environments, evaluation and the training run."""
 
 import random
+import re
 import warnings
 
 import gymnasium as gym
@@ -425,3 +426,52 @@ def test_an_infinite_loss_stops_the_run_at_the_next_row(log_every):
     with pytest.raises(sac.Diverged, match="loss.* step (1[0246]0|300)"):
         while run.step < 300:
             next(iter(run))
+
+
+@pytest.mark.parametrize(
+    "words, changes, env",
+    [
+        ("mean .Q. has passed 100,000", {"critic_lr": 0.1}, lambda: Clock(reward=1e6)),
+        ("alpha has passed 1,000", {"target_entropy": 9.0, "alpha_lr": 0.005, "gamma": 0.1}, Clock),
+    ],
+)
+def test_growth_beyond_reason_is_told_once(words, changes, env):
+    """Catches a run that diverges in silence, and a warning that fills the screen."""
+    run = sac.Run(sac.Config(**(PENDULUM | {"log_every": 50, "steps": 2000} | changes)), env=env)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        rows = [row for row in run if run.step % 500 == 0]
+    assert len(told) == 1 and re.search(words, str(told[0].message))
+    assert max(abs(rows[-1]["q_mean"]) / 1e5, rows[-1]["alpha"] / 1e3) > 1
+
+
+def test_more_replay_than_there_is_memory_is_told_before_training(monkeypatch):
+    """Catches a machine that dies after an hour, for want of a number that was known before."""
+    monkeypatch.setattr(sac, "free_memory", lambda: 10_000)
+    with pytest.warns(UserWarning, match="replay grows to .* --buffer-size"):
+        run = sac.Run(sac.Config(**PENDULUM))
+    assert run.step == 0
+    assert run.buffer.rows.nbytes == 4 * 450 * (3 + 1 + 1 + 3 + 1)
+
+
+def test_free_memory_is_a_plausible_number():
+    """Catches kilobytes taken for bytes."""
+    monkey = sac.free_memory()
+    assert monkey == np.inf or 2**27 < monkey < 2**47
+
+
+def test_a_run_without_its_replay_fills_it_again(tmp_path):
+    """Catches a resume that samples rows never stored, learns from few, or keeps quiet."""
+    run = sac.Run(sac.Config(**(PENDULUM | {"steps": 400})), folder=tmp_path / "run")
+    run.save_replay = False
+    for row in run:
+        if row["step"] == 200:
+            break
+    run.save()
+    assert not list((tmp_path / "run").glob("replay*"))
+    with pytest.warns(UserWarning, match="without its replay"):
+        again = sac.Run.load(tmp_path / "run")
+    assert again.agent.updates == 150 and len(again.buffer) == 0
+    list(again)
+    assert again.agent.updates == 150 + 400 - 200 - TINY["warmup"] and len(again.buffer) == 200
+    assert not list((tmp_path / "run").glob("replay*"))
