@@ -734,14 +734,6 @@ class Run:
         self._attempt(self._write_rows, self.history[-1:], "a")
         return self.history[-1]
 
-    def _open(self, folder):
-        try:
-            Path(folder).mkdir(parents=True)
-            self.folder = Path(folder)
-        except FileExistsError:
-            raise UsageError(f"{folder} exists; --resume {folder} continues a run") from None
-        self._describe()
-
     def _describe(self):
         about = {"config": asdict(self.config), "versions": versions(self.agent.device)}
         (self.folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -768,7 +760,11 @@ class Run:
         if not math.isfinite(self.loss_sum):
             raise Diverged(f"NaN or infinity in a loss by step {self.step}")
         if folder is not None and Path(folder) != self.folder:
-            self._open(folder)
+            if Path(folder).exists():
+                raise UsageError(f"{folder} exists; --resume {folder} continues a run")
+            Path(folder).mkdir(parents=True)
+            self.folder = Path(folder)
+            self._describe()
         rows = self.buffer.rows[: len(self.buffer)].cpu().numpy()
         replay = self.folder / f"replay-{self.step}.npy"
         state = {
@@ -795,14 +791,17 @@ class Run:
 
     @classmethod
     def load(cls, folder, env=None, **changes):
-        """The run saved in `folder`; `changes` (MAY_CHANGE) enter its config. Raises UsageError.
+        """The run saved in `folder`; `changes` enter its config, if they are among MAY_CHANGE.
 
         Saved between two episodes it goes on, bit for bit, as if it had never stopped: on the
-        same machine, threads and versions. Where that cannot be, it warns.
+        same machine, threads and versions. Where that cannot be, it warns. Raises UsageError.
         """
         state = read_checkpoint(folder)
-        if stray := changes.keys() - MAY_CHANGE:
-            raise UsageError(f"{', '.join(stray)} cannot change in a run: begin another")
+        for name in changes.keys() - MAY_CHANGE:
+            if changes[name] != (was := getattr(state["config"], name)):
+                raise UsageError(
+                    f"{folder} has {name} {was}: for {changes[name]} begin another run"
+                )
         if changes.get("steps", math.inf) < (done := state["counters"]["step"]):
             raise UsageError(f"{folder} has done {done} steps already: give more --steps")
         run = cls(replace(state["config"], **changes), env)
@@ -939,13 +938,8 @@ def open_run(flags, out=None, resume=None, no_save_replay=False):
             break
         folder = Path(f"{place}-{(n := n + 1)}")
     if resume:
-        saved = read_checkpoint(resume)
-        for name in flags.keys() - MAY_CHANGE:
-            if flags[name] != (was := getattr(saved["config"], name)):
-                raise UsageError(f"{resume} has {name} {was}, not {flags[name]}: begin another run")
-        changes = {name: flags[name] for name in MAY_CHANGE if name in flags}
-        configure_torch(replace(saved["config"], **changes))
-        run = Run.load(resume, **changes)
+        configure_torch(replace(read_checkpoint(resume)["config"], **flags))
+        run = Run.load(resume, **flags)
     else:
         configure_torch(config)
         run = Run(config, folder=folder)
@@ -1024,20 +1018,15 @@ def play(folder, flags, episodes=10, render=False, video=None):
     config = replace(saved["config"], **flags)
     configure_torch(config)
     env = stage = make_env(config.env, "human" if render else "rgb_array" if video else None)
-    agent, frames, returns = make_agent(env, config, saved["agent"]), [], []
+    agent, returns = make_agent(env, config, saved["agent"]), []
     if video and hasattr(env.unwrapped, "mujoco_renderer"):
         env.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
         if env.unwrapped.model.ncam:
             env.unwrapped.mujoco_renderer.camera_id = 0  # the one that follows the runner
-
-    def film(obs):
-        frames.append(env.render()[::2, ::2])
-        return obs
-
+    if video:
+        stage = gym.wrappers.RenderCollection(env)
     for i in range(episodes):
-        if video:
-            stage = env if i else gym.wrappers.TransformObservation(env, film, None)
-        returns += list(evaluate(agent, stage, 1, config.seed + 1 + i))
+        returns += list(evaluate(agent, env if i else stage, 1, config.seed + 1 + i))
         print(f"episode {i + 1}: return {returns[-1]:.1f}", flush=True)
     print(f"mean {np.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})")
     if video:
@@ -1045,7 +1034,7 @@ def play(folder, flags, episodes=10, render=False, video=None):
 
         rate = env.metadata.get("render_fps", 30)
         timing = {"fps": rate} if video.endswith(".mp4") else {"duration": 1000 / rate, "loop": 0}
-        imageio.imwrite(video, frames, **timing)
+        imageio.imwrite(video, [frame[::2, ::2] for frame in stage.render()], **timing)
         print(f"wrote {video}")
 
 

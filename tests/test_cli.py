@@ -421,9 +421,8 @@ def test_readme_and_help_name_the_same_flags(place, capsys):
     page = capsys.readouterr().out
     assert end.value.code == 0
     readme = SCRIPT.with_name("README.md").read_text(encoding="utf-8").splitlines()
-    others = re.compile(
-        r"\b(pip|ruff|pytest|jupyter|benchmarks/\w+\.py) "
-    )  # their flags are theirs
+    tools = r"\b(pip|ruff|pytest|jupyter|(benchmarks|tests)/\w+\.py) |#SBATCH "
+    others = re.compile(tools)  # their flags are theirs
     readme = "\n".join(line for line in readme if not others.search(line))
     named = [set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) for text in (readme, page)]
     fields = {"--" + name.replace("_", "-") for name in sac.Config.__dataclass_fields__}
