@@ -583,6 +583,11 @@ def write(path, content):
         raise OSError(f"cannot write {path}: {error}") from None
 
 
+def as_text(row):
+    """A row as a line of progress.csv."""
+    return ",".join(f"{x:.10g}" for x in row.values()) + "\n"
+
+
 def read_checkpoint(folder):
     """The state that Run.save wrote, with a Config; runs no code of it. Raises UsageError."""
     path = Path(folder, "checkpoint.pt")
@@ -593,7 +598,8 @@ def read_checkpoint(folder):
             if archive.testzip():  # a checksum is wrong
                 raise ValueError
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state | {"config": Config(**state["config"])}
+        state["counters"] = {name: state["counters"][name] for name in COUNTERS}
+        return state | {"config": Config(**state["config"]), "agent": state["agent"]}
     except Exception:  # there is no end to the ways in which a file can be broken
         raise UsageError(f"{path} is damaged, or not of this version of sac.py") from None
 
@@ -604,7 +610,7 @@ def make_agent(env, config, state=None):
     try:
         if state:
             agent.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError):
+    except (KeyError, ValueError, RuntimeError, TypeError):
         raise UsageError("the networks in sac.py are not like those that were saved") from None
     return agent
 
@@ -731,18 +737,20 @@ class Run:
                 advice = "the policy cannot reach its target entropy: lower --target-entropy"
                 warnings.warn(f"alpha has passed 1,000 and may grow for ever: {advice}")
         self.history.append({name: float(value) for name, value in row.items()})
-        self._attempt(self._write_rows, self.history[-1:], "a")
+        self._attempt(self._append, self.history[-1])
         return self.history[-1]
 
     def _describe(self):
         about = {"config": asdict(self.config), "versions": versions(self.agent.device)}
-        (self.folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
-        self._write_rows(self.history, "w")  # after a resume, without the rows that come again
+        text = (json.dumps(about, indent=2) + "\n").encode()
+        write(self.folder / "config.json", lambda file: file.write(text))
+        # After a resume without the rows that come again, after a full disk with those it refused
+        table = (",".join(COLUMNS) + "\n" + "".join(map(as_text, self.history))).encode()
+        write(self.folder / "progress.csv", lambda file: file.write(table))
 
-    def _write_rows(self, rows, mode):
-        with open(self.folder / "progress.csv", mode) as file:
-            file.write(",".join(COLUMNS) + "\n" if mode == "w" else "")
-            file.writelines(",".join(f"{x:.10g}" for x in row.values()) + "\n" for row in rows)
+    def _append(self, row):
+        with open(self.folder / "progress.csv", "a") as file:
+            file.write(as_text(row))
 
     def _attempt(self, action, *arguments):
         try:
@@ -764,7 +772,8 @@ class Run:
                 raise UsageError(f"{folder} exists; --resume {folder} continues a run")
             Path(folder).mkdir(parents=True)
             self.folder = Path(folder)
-            self._describe()
+        self.saved_at = self.step  # also where it fails, or each episode's end would try again
+        self._describe()
         rows = self.buffer.rows[: len(self.buffer)].cpu().numpy()
         replay = self.folder / f"replay-{self.step}.npy"
         state = {
@@ -782,7 +791,6 @@ class Run:
         if self.save_replay:
             write(replay, lambda file: np.save(file, rows))
         write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
-        self.saved_at = self.step
         for old in self.folder.glob("replay-*"):
             if old != replay or not self.save_replay:
                 old.unlink()
@@ -797,37 +805,35 @@ class Run:
         same machine, threads and versions. Where that cannot be, it warns. Raises UsageError.
         """
         state = read_checkpoint(folder)
-        for name in changes.keys() - MAY_CHANGE:
-            if changes[name] != (was := getattr(state["config"], name)):
-                raise UsageError(
-                    f"{folder} has {name} {was}: for {changes[name]} begin another run"
-                )
-        if changes.get("steps", math.inf) < (done := state["counters"]["step"]):
+        if stray := changes.keys() - MAY_CHANGE:
+            raise UsageError(f"{', '.join(stray)} cannot change in a run: begin another")
+        config, done = replace(state["config"], **changes), state["counters"]["step"]
+        if done > config.steps:
             raise UsageError(f"{folder} has done {done} steps already: give more --steps")
-        run = cls(replace(state["config"], **changes), env)
+        run = cls(config, env)
         run.agent = make_agent(run.env, run.config, state["agent"])
         vars(run).update(state["counters"])
-        run.rng.bit_generator.state = state["warmup_rng"]
-        run.env.unwrapped.np_random.bit_generator.state = state["env_rng"]
-        restore(run.buffer.generator, state["replay_rng"])
-        if state["replay"]:
-            path = Path(folder, state["replay"]["file"])
-            try:
-                rows = np.load(path, mmap_mode="c", allow_pickle=False)
-                if zlib.crc32(rows) != state["replay"]["crc32"]:
-                    raise ValueError
+        try:
+            run.rng.bit_generator.state = state["warmup_rng"]
+            run.env.unwrapped.np_random.bit_generator.state = state["env_rng"]
+            restore(run.buffer.generator, state["replay_rng"])
+            old, whole, replay = state["versions"], state["between_episodes"], state["replay"]
+            if replay:
+                rows = np.load(Path(folder, replay["file"]), mmap_mode="c", allow_pickle=False)
+                if rows.dtype != np.float32 or zlib.crc32(rows) != replay["crc32"]:
+                    raise ValueError(f"{replay['file']} is not that of checkpoint.pt")
                 run.buffer.rows[: len(rows)] = torch.from_numpy(rows)
-            except Exception:
-                raise UsageError(f"{path} is missing, damaged, or of another save") from None
-            run.buffer.added = state["added"]
-        else:
-            run.save_replay = False
+                run.buffer.added = state["added"]
+            changed = [k for k, v in versions(run.agent.device).items() if v != old.get(k)]
+        except Exception as error:  # as above
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UsageError(f"the save in {folder} is incomplete or damaged: {reason}") from None
+        run.folder, run.saved_at, run.save_replay = Path(folder), run.step, bool(replay)
+        if not replay:
             warnings.warn("saved without its replay: it fills again before learning goes on")
-        run.folder, run.saved_at = Path(folder), run.step
-        if not state["between_episodes"]:
+        if not whole:
             warnings.warn(f"saved inside an episode: after step {run.step} a new one begins")
-        now = versions(run.agent.device).items()
-        if changed := [name for name, value in now if value != state["versions"].get(name)]:
+        if changed:
             warnings.warn(f"not exactly the saved run any more: other {', '.join(changed)}")
         return run
 
@@ -938,8 +944,13 @@ def open_run(flags, out=None, resume=None, no_save_replay=False):
             break
         folder = Path(f"{place}-{(n := n + 1)}")
     if resume:
-        configure_torch(replace(read_checkpoint(resume)["config"], **flags))
-        run = Run.load(resume, **flags)
+        saved = read_checkpoint(resume)["config"]
+        changes = {name: x for name, x in flags.items() if x != getattr(saved, name)}
+        for name in changes.keys() - MAY_CHANGE:
+            was = getattr(saved, name)
+            raise UsageError(f"{resume} has {name} {was}, not {flags[name]}: begin another run")
+        configure_torch(replace(saved, **changes))
+        run = Run.load(resume, **changes)
     else:
         configure_torch(config)
         run = Run(config, folder=folder)

@@ -112,34 +112,33 @@ def bias(config):
 
 
 def bias_figure(name, files):
-    """Draws results/NAME-q.png: Q, realised return, evaluation (mean, range); keeps the CSVs."""
+    """Draws results/NAME-q.png, a line for each run, and keeps the CSVs.
+
+    Top: what Q said and what came, one panel a variant; bottom: the evaluations of the same runs.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    panels = figure.subplots(1, 3)
     groups = {}
     for file in map(Path, files):
         shutil.copy(file, RESULTS / f"{name}-q-{file.name}")
-        groups.setdefault(file.stem.rsplit("-seed", 1)[0], []).append(
-            np.genfromtxt(file, delimiter=",", names=True)
-        )
-    titles = {
-        "q": "Q(s,a)",
-        "realised": "realised soft return from (s,a)",
-        "eval_return": "evaluation",
-    }
-    for i, (label, runs) in enumerate(groups.items()):
-        length = min(len(run) for run in runs)
-        for panel, (column, title) in zip(panels, titles.items()):
-            values = np.array([run[column][:length] for run in runs])
-            steps, colour = runs[0]["step"][:length], sac.COLOURS[i]
-            style = ("-", "--", "-.", ":")[i % 4]
-            panel.plot(steps, values.mean(0), style, color=colour, label=f"{label} ({len(runs)})")
-            panel.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
-            panel.set(title=title, xlabel="environment steps")
+        table = np.genfromtxt(file, delimiter=",", names=True)
+        groups.setdefault(file.stem.rsplit("-seed", 1)[0], []).append(table)
+    figure = Figure(figsize=(4.2 * len(groups), 6.4), layout="constrained")
+    panels = figure.subplots(2, len(groups), sharex=True, sharey="row", squeeze=False).T
+    for (top, bottom), (label, runs) in zip(panels, groups.items()):
+        for i, run in enumerate(runs):
+            style = ("-", "--", ":")[i % 3]
+            top.plot(run["step"], run["q"], style, color=sac.COLOURS[4])
+            top.plot(run["step"], run["realised"], style, color=sac.COLOURS[0])
+            bottom.plot(run["step"], run["eval_return"], style, color="black")
+        top.set_title(label)
+        bottom.set_xlabel("environment steps")
+        for panel in (top, bottom):
             panel.grid(alpha=0.3)
-    panels[0].sharey(panels[1])
-    panels[0].legend()
+    orange, blue = panels[0, 0].lines[:2]
+    panels[0, 0].legend((orange, blue), ("what Q(s,a) said", "soft return that came"))
+    panels[0, 0].set_ylabel("discounted")
+    panels[0, 1].set_ylabel("evaluation return")
     figure.savefig(RESULTS / f"{name}-q.png")
 
 

@@ -378,6 +378,8 @@ def test_a_goal_and_a_plain_resume(call):
     assert call(*flags, "--resume")[0] == 0  # none there: a new one
     assert call(*flags, "--resume", "--steps", 150, "--no-save-replay")[0] == 0
     assert not list(Path("runs").rglob("sac-seed1/replay*"))
+    assert sac.read_checkpoint("runs/toys-Toy-v0/sac-seed1")["config"].env == "toys:Toy-v0"
+    assert_refused(call("--resume", "runs/toys-Toy-v0/sac-seed1", "--env", "Other-v0"), "env")
     assert {p.name for p in Path("runs/toys-Toy-v0").iterdir()} == {"sac-seed1", "sac-seed3"}
 
 

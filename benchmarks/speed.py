@@ -1,0 +1,258 @@
+"""How fast sac.py trains, beside Stable-Baselines3 and SBX (JAX), and what arithmetic alone costs.
+
+    pip install -r requirements.txt -r benchmarks/requirements.txt    (Python 3.11 or newer)
+    python benchmarks/speed.py                                        on the CPU; Linux or macOS
+    python benchmarks/speed.py --rounds 1 --steps 500 --out runs      a quick look
+    python benchmarks/speed.py worker sac 1 500                       one measurement, as JSON
+
+Each measurement is a process of its own, and the contestants take turns, so that whatever else the
+machine does meets all of them. Writes speed.csv (all measurements) and speed.md into results/.
+
+sac, sb3, sbx          environment steps, with one update each, per second of training after the
+                       warm-up; seconds from the script's start to the end of the first update
+                       (1,000 steps of warm-up, imports, JAX's compiler); peak memory
+update-10k, update-1M  sac.py's updates per second alone, from a replay of that many transitions
+floor                  updates per second if an update were its matrix products and nothing else
+"""
+
+import argparse
+import csv
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+# torch and JAX are imported where they are used: after `pin`, and only in a worker, since a child's
+# peak memory is never less than what its parent had.
+BORN = time.perf_counter()
+HERE = Path(__file__).resolve().parent
+ENV, OBS, ACTION, BATCH, HIDDEN, REPLAY = "HalfCheetah-v4", 17, 6, 256, 256, 1_000_000
+WARMUP, SETTLE = 1_000, 500  # steps without learning; then steps that are not timed yet
+WHO = {"sac": "torch", "sb3": "stable_baselines3", "sbx": "sbx"}  # and the package it needs
+WHO |= dict.fromkeys(("update-10k", "update-1M", "floor"), "torch")
+
+
+class Done(Exception):
+    """Ends a training loop from inside its environment."""
+
+
+def pin(threads):
+    """As many CPUs as threads, and one of each physical core first: the same for everyone."""
+
+    def second(cpu):  # of two CPUs that share a core
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        return siblings.exists() and re.match(r"\d+", siblings.read_text())[0] != str(cpu)
+
+    if hasattr(os, "sched_setaffinity"):
+        cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (second(cpu), cpu))
+        os.sched_setaffinity(0, cpus[:threads])
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def import_sac(threads):
+    """The module, and a Config in which rows and evaluations are too rare to be met."""
+    sys.path.insert(0, str(HERE.parent))
+    import sac
+
+    config = sac.Config(
+        warmup=WARMUP, batch_size=BATCH, hidden=HIDDEN, buffer_size=REPLAY, steps=REPLAY,
+        log_every=REPLAY, eval_every=REPLAY, device="cpu", threads=threads,
+    )  # fmt: skip
+    sac.configure_torch(config)
+    return sac, config
+
+
+def train(who, threads, steps):
+    """Seconds of `steps` steps of training, and seconds until the first update was done."""
+    import gymnasium as gym
+    import mujoco
+
+    mujoco.set_mju_user_warning(lambda text: None)  # else it writes a file where it stands
+    start, seconds = WARMUP + SETTLE, {}  # when a step begins; steps are counted from 0
+
+    def make():
+        env, count = gym.make(ENV, disable_env_checker=True), itertools.count()
+        step = env.step
+
+        def timed(action):  # the one stopwatch for all
+            if (n := next(count)) in (WARMUP + 1, start, start + steps):
+                seconds[n] = time.perf_counter() - BORN
+                if n == start + steps:
+                    raise Done
+            return step(action)
+
+        env.step = timed
+        return env
+
+    try:
+        if who == "sac":
+            sac, config = import_sac(threads)
+            for _ in sac.Run(config, env=make):
+                pass
+        import torch
+        from stable_baselines3 import SAC
+
+        torch.set_num_threads(threads)
+        if who == "sbx":
+            from sbx import SAC
+        SAC(
+            "MlpPolicy", make(), learning_starts=WARMUP, batch_size=BATCH, buffer_size=REPLAY,
+            train_freq=1, gradient_steps=1, policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
+            device="cpu", seed=1,
+        ).learn(REPLAY)  # fmt: skip
+    except Done:  # all three make their first update between the steps WARMUP and WARMUP + 1
+        return seconds[start + steps] - seconds[start], seconds[WARMUP + 1]
+
+
+def clock(action, n):
+    """Seconds that n calls take, after a few that are not counted."""
+    for _ in range(n // 10 + 1):
+        action()
+    start = time.perf_counter()
+    for _ in range(n):
+        action()
+    return time.perf_counter() - start
+
+
+def update(rows, threads, steps):
+    """Seconds of `steps` updates from a replay of `rows` random transitions."""
+    sac, config = import_sac(threads)
+    agent, buffer = sac.SAC(OBS, ACTION, config), sac.ReplayBuffer(OBS, ACTION, rows, seed=1)
+    buffer.rows.uniform_(-1, 1)
+    buffer.rows[:, -1] = 0  # terminated
+    buffer.added = rows
+    return clock(lambda: agent.update(buffer.sample(BATCH)), steps)
+
+
+def floor(threads, steps):
+    """Seconds of the matrix products of `steps` updates, and the operations of one update."""
+    import_sac(threads)  # for its threads and precision
+    import torch
+
+    todo = []  # (function, its operands, memory for the result)
+
+    def network(twin, inputs, outputs, learns=False, back_to=0):
+        """Forward; backward to the weights if it learns, or to its last `back_to` inputs."""
+        for i, o in itertools.pairwise((inputs, HIDDEN, HIDDEN, outputs)):
+            x, w, grad = (torch.randn(twin + s) for s in ((BATCH, i), (i, o), (BATCH, o)))
+            pairs = [(x, w)]
+            if learns:
+                pairs.append((x.mT, grad))
+            if i == inputs and back_to:
+                pairs.append((grad, w[..., -back_to:, :].mT))
+            elif i != inputs and (learns or back_to):
+                pairs.append((grad, w.mT))
+            product = torch.bmm if twin else torch.mm
+            todo.extend((product, pair, product(*pair)) for pair in pairs)
+
+    actor, critic = ((), OBS, 2 * ACTION), ((2,), OBS + ACTION, 1)
+    network(*actor)  # a' ~ pi(s')
+    network(*critic)  # the targets' Q(s',a')
+    network(*critic, learns=True)  # critic loss
+    network(*actor, learns=True)  # actor loss: a ~ pi(s) ...
+    network(*critic, back_to=ACTION)  # ... and the gradient of Q(s,a) towards a
+    flop = sum(2 * a.numel() * b.shape[-1] for _, (a, b), _ in todo)
+    assert abs(flop / 577e6 - 1) < 0.05, flop
+
+    def once():
+        for product, pair, out in todo:
+            product(*pair, out=out)
+
+    return clock(once, steps), flop
+
+
+def worker(who, threads, steps):
+    """One measurement: prints a line of JSON."""
+    pin(threads)
+    result = {"who": who, "threads": threads}
+    if who == "floor":
+        seconds, result["flop"] = floor(threads, steps)
+    elif who.startswith("update"):
+        seconds = update({"update-10k": 10_000, "update-1M": 1_000_000}[who], threads, steps)
+    else:
+        seconds, first = train(who, threads, steps)
+        result["first_update_seconds"] = round(first, 2)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, else in KiB
+    result["peak_mb"] = round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
+    result["steps_per_second"] = round(steps / seconds, 2)
+    names = ("torch", "gymnasium", "mujoco", "numpy", "stable_baselines3", "sbx", "jax")
+    versions = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
+    if "sac" in sys.modules:
+        versions |= sys.modules["sac"].versions("cpu")
+    print(json.dumps(result | {"versions": versions}))
+
+
+def table(rows):
+    """Markdown: medians over the rounds (lowest to highest), and sac.py's speed by theirs."""
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["threads"], row["who"]), []).append(row)
+    lines = ["| threads | who | per second | sac.py is | first update, s | peak, MB |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for (threads, who), group in sorted(groups.items(), key=lambda item: item[0][0]):
+        speeds = [row["steps_per_second"] for row in group]
+        own = [row["steps_per_second"] for row in groups[threads, "sac"]]
+        ratio = median(a / b for a, b in zip(own, speeds))  # of the same round
+        first, peak = (
+            median(row.get(name, float("nan")) for row in group)
+            for name in ("first_update_seconds", "peak_mb")
+        )
+        speed = f"{median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})"
+        lines += [f"| {threads} | {who} | {speed} | x {ratio:.2f} | {first:.1f} | {peak:.0f} |"]
+    return "\n".join(lines).replace("nan", "")
+
+
+def compare(rounds, steps, thread_counts, out):
+    """All measurements, in turns; prints and writes them."""
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    machine = f"{model[1] if model else platform.processor()}, {os.cpu_count()} CPUs, "
+    machine += f"load {os.getloadavg()[0]:.1f} at the start; {rounds} x {steps:,} steps"
+    there = [who for who in WHO if importlib.util.find_spec(WHO[who])]
+    for who in WHO.keys() - there:
+        print(f"{who} is left out: {WHO[who]} is not installed (see benchmarks/requirements.txt)")
+    out.mkdir(parents=True, exist_ok=True)
+    rows, versions = [], {}
+    columns = "round who threads steps_per_second first_update_seconds peak_mb".split()
+    with open(out / "speed.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for n, threads, who in itertools.product(range(1, rounds + 1), thread_counts, there):
+            command = [sys.executable, __file__, "worker", who, str(threads), str(steps)]
+            child = subprocess.run(command, capture_output=True, text=True)
+            if child.returncode:
+                sys.exit(f"{who} failed:\n{child.stderr}")
+            rows.append({"round": n} | json.loads(child.stdout.splitlines()[-1]))
+            versions |= rows[-1].pop("versions")
+            writer.writerow(rows[-1])
+            file.flush()
+            print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    flop = f"The floor is {rows[-1]['flop'] / 1e6:.1f} million operations an update."
+    shown = ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("threads", "device"))
+    text = f"{table(rows)}\n\n{flop}\n\n{machine}; {shown}.\n"
+    (out / "speed.md").write_text(text)
+    print("\n" + text)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["worker"]:
+        worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+        parser.add_argument("--rounds", type=int, default=3)
+        parser.add_argument("--steps", type=int, default=5_000, help="timed, in a measurement")
+        parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+        parser.add_argument("--out", type=Path, default=HERE / "results", help="folder")
+        args = parser.parse_args()
+        compare(args.rounds, args.steps, args.threads, args.out)
