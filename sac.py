@@ -856,17 +856,17 @@ def plot_runs(runs):
     for run in runs:
         try:
             if isinstance(run, Run):
-                config, table = asdict(run.config), [list(row.values()) for row in run.history]
+                config, table = run.config, [list(row.values()) for row in run.history]
             else:
-                config = json.loads(Path(run, "config.json").read_text())["config"]
+                config = Config(**json.loads(Path(run, "config.json").read_text())["config"])
                 table = np.loadtxt(Path(run, "progress.csv"), delimiter=",", skiprows=1, ndmin=2)
-            pairs.append((config, dict(zip(COLUMNS, np.transpose(table), strict=True))))
+            pairs.append((asdict(config), dict(zip(COLUMNS, np.transpose(table), strict=True))))
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(f"{run} is not the folder of a run that has begun") from None
     names = pairs[0][0].keys() - {"seed", *MAY_CHANGE}
-    names = sorted(name for name in names if len({config.get(name) for config, _ in pairs}) > 1)
+    names = sorted(name for name in names if len({config[name] for config, _ in pairs}) > 1)
     for config, columns in pairs:
-        label = ", ".join(f"{name} {config.get(name)}" for name in names)
+        label = ", ".join(f"{name} {config[name]}" for name in names)
         label = label or f"{config['env']}, {config['variant']}"
         groups.setdefault(label, []).append((columns, config))
     figure = Figure(figsize=(11, 6.5), layout="constrained")

@@ -2,10 +2,12 @@
 
     python benchmarks/soak.py kill --times 60      kill runs, resume them, compare the ends
     python benchmarks/soak.py fuzz --times 500     spoil a run folder's files, resume, compare
+    python benchmarks/soak.py long --times 300000  so many steps: does speed fall, memory grow?
+    python benchmarks/soak.py save --times 5       save a million HalfCheetah transitions
 
 Each time has its own random numbers: `--first 17 --times 1` repeats number 17 alone, with the same
-`--seed`. The exit code is 1 if anything failed; the summary goes to results/soak-kill.txt or
-soak-fuzz.txt. Linux or macOS, since it forks.
+`--seed`. The exit code is 1 if anything failed; the summary goes to results/soak-WHAT.txt. Linux or
+macOS, since it forks.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import math
 import os
 import platform
 import random
+import re
 import resource
 import shutil
 import signal
@@ -31,6 +34,7 @@ from pathlib import Path
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # CUDA does not survive a fork
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import numpy as np
 import test_saves as saves
 
 import sac
@@ -235,12 +239,54 @@ def fuzz_once(draw, place, originals, right, counts):
     counts["refused" if found == "refused" else "went on identically"] += 1
 
 
-# Both
+# Long runs, large saves
+
+
+def long_run(steps):
+    """Speed by CPU time, which other programs do not change, and memory, at the start and end."""
+    config = sac.Config(
+        steps=steps, buffer_size=steps // 3, hidden=64, batch_size=64, warmup=1_000,
+        log_every=steps // 30, eval_every=steps, eval_episodes=1, device="cpu", threads=1,
+    )  # fmt: skip
+    sac.configure_torch(config)
+    run, speeds, memory, before = sac.Run(config), [], [], time.process_time()
+    for _ in run:
+        speeds.append(config.log_every / (time.process_time() - before))
+        status = Path("/proc/self/status").read_text()
+        memory.append(int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024)
+        print(f"{run.step:,}: {speeds[-1]:.0f} steps a CPU second, {memory[-1]:.0f} MB", flush=True)
+        before = time.process_time()
+    first, last = np.mean(speeds[1:4]), np.mean(speeds[-4:-1])
+    full, end = memory[11], memory[-2]  # a little after the replay was full, and before the end
+    line = f"{steps:,} steps, replay of {config.buffer_size:,}, 64 units, batch 64: "
+    line += f"{first:.0f} steps a CPU second at first, {last:.0f} at last; "
+    return line + f"{full:.0f} MB with a full replay, {end:.0f} MB at the end", (
+        ["slower by a tenth"] if last < 0.9 * first else []
+    ) + (["memory grew"] if end > full + 10 else [])
+
+
+def large_save(times, place):
+    """Seconds that a save of a full million takes, of HalfCheetah with the default networks."""
+    run = sac.Run(sac.Config(steps=1_000_000, device="cpu", threads=1), folder=place / "run")
+    run.buffer.rows.uniform_(-1, 1)
+    run.buffer.added = 1_000_000
+    seconds = []
+    for run.step in range(1, times + 1):
+        start = time.perf_counter()
+        run.save()
+        seconds.append(time.perf_counter() - start)
+    size = sum(path.stat().st_size for path in run.folder.iterdir()) / 1e6
+    line = f"a million transitions, {size:.0f} MB, saved in {np.median(seconds):.2f} s (median), "
+    slowest = max(seconds)
+    return line + f"{slowest:.2f} s (slowest of {times})", ["too slow"] if slowest > 2 else []
+
+
+# All
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["kill", "fuzz"])
+    parser.add_argument("what", choices=["kill", "fuzz", "long", "save"])
     parser.add_argument("--times", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first time")
@@ -248,6 +294,11 @@ def main():
     counts, failures, start = collections.Counter(), [], time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="soak-"))
     memory = functools.partial(resource.getrusage, resource.RUSAGE_SELF)
+    if flags.what in ("long", "save"):
+        once = functools.partial(large_save, place=root) if flags.what == "save" else long_run
+        line, failures = once(flags.times)
+        shutil.rmtree(root)
+        return finish(flags.what, line, failures, start)
     if flags.what == "kill":
         (root / "whole").mkdir()
         once = functools.partial(kill_once, whole=whole_runs(root / "whole"))
@@ -271,15 +322,20 @@ def main():
     if not failures:
         shutil.rmtree(root)
 
+    line = f"{flags.what}: seed {flags.seed}, times {flags.times}, failed {len(failures)}; "
+    line += ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
+    return finish(flags.what, line, failures, start)
+
+
+def finish(what, line, failures, start):
+    """Prints and keeps what came out; returns the exit code."""
     names = ("torch", "gymnasium", "numpy", "mujoco")
     checksum = zlib.crc32(Path(sac.__file__).read_bytes())
     about = [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)]
     about += [platform.system(), f"sac.py {checksum:08x}", f"{time.monotonic() - start:.0f} s"]
-    line = f"{flags.what}: seed {flags.seed}, times {flags.times}, failed {len(failures)}; "
-    line += ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
     summary = "\n".join([line, ", ".join(about), *failures])
     print(summary)
-    (RESULTS / f"soak-{flags.what}.txt").write_text(summary + "\n")
+    (RESULTS / f"soak-{what}.txt").write_text(summary + "\n")
     return 1 if failures else 0
 
 

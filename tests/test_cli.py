@@ -399,6 +399,9 @@ def test_plots_join_seeds_and_name_what_differs(call):
     np.testing.assert_allclose(drawn, (tables[0]["q_mean"] + tables[1]["q_mean"]) / 2)
     assert call("--plot", *folders)[0] == 0
     assert_refused(call("--plot", *folders), "comparison.png exists", "--out")
+    about = Path(folders[0], "config.json")
+    about.write_text(about.read_text().replace("eval_every", "eval_evary"))
+    assert_refused(call("--plot", *folders, "--out", "other.png"), folders[0], "not the folder")
 
 
 def test_tensorboard_writes_events_or_names_its_package(call):
