@@ -644,7 +644,7 @@ class Run:
         self.last_return = self.last_length = math.nan  # of the last whole episode
         self.evaluation = (math.nan, math.nan, math.nan)  # mean, lowest, highest return
         self.stop_by = math.inf  # if finite: stop when an episode ends, at that time at the latest
-        self.folder = None
+        self.folder = self.replay_file = None  # the name of the replay that the last save refers to
         if folder is not None:
             self.save(folder)
 
@@ -657,6 +657,7 @@ class Run:
     def __iter__(self):
         c = self.config
         self._attempt(self._describe)
+        self._attempt(self._tidy)
         clock, start = time.perf_counter(), self.step
         while not self.finished:
             if time.monotonic() >= self.stop_by or (self.obs is None and self.stop_by < math.inf):
@@ -748,6 +749,11 @@ class Run:
         table = (",".join(COLUMNS) + "\n" + "".join(map(as_text, self.history))).encode()
         write(self.folder / "progress.csv", lambda file: file.write(table))
 
+    def _tidy(self):  # earlier replays, and what an interrupted save left
+        for path in (*self.folder.glob("replay-*"), *self.folder.glob("*.tmp")):
+            if path.name != self.replay_file:
+                path.unlink()
+
     def _append(self, row):
         with open(self.folder / "progress.csv", "a") as file:
             file.write(as_text(row))
@@ -791,9 +797,8 @@ class Run:
         if self.save_replay:
             write(replay, lambda file: np.save(file, rows))
         write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
-        for old in self.folder.glob("replay-*"):
-            if old != replay or not self.save_replay:
-                old.unlink()
+        self.replay_file = replay.name if self.save_replay else None
+        self._tidy()
         if self.history:
             write(self.folder / "learning_curve.png", plot_runs([self]).savefig)
 
@@ -829,6 +834,7 @@ class Run:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UsageError(f"the save in {folder} is incomplete or damaged: {reason}") from None
         run.folder, run.saved_at, run.save_replay = Path(folder), run.step, bool(replay)
+        run.replay_file = replay["file"] if replay else None
         if not replay:
             warnings.warn("saved without its replay: it fills again before learning goes on")
         if not whole:

@@ -25,7 +25,7 @@ def filled(count, capacity, obs_dim=1, action_dim=1, seed=0):
     return buffer
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     capacity=st.integers(1, 12),
     count=st.integers(1, 40),
