@@ -5,7 +5,8 @@
     python benchmarks/learning.py bias --env Hopper-v4 --variant single-q --seed 1 --steps 150000
     python benchmarks/learning.py bias-figure hopper runs/bias/Hopper-v4-*.csv
 
-`keep NAME` copies what ran (config and rows) to results/NAME-*.json and .csv, and draws NAME.png.
+`keep NAME` copies what ran (config and rows) to results/NAME-*.json and .csv, and draws NAME.png
+(`--until STEP`: no later rows, to compare long runs with short ones).
 `bias` trains as `sac.py` does; at each evaluation it also plays episodes with the sampled actions
 and compares the critics' Q(s,a) with the discounted return, entropy bonus included, that followed.
 """
@@ -15,6 +16,7 @@ import csv
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -51,16 +53,23 @@ def table(folders):
     print(f"| all {len(means)}: mean +- sd | | | {np.mean(means):.0f} +- {np.std(means):.0f} |")
 
 
-def keep(name, folders):
-    """Copies config.json and progress.csv of each run to results/, and draws them."""
-    for folder in map(Path, folders):
-        config, _, _ = last_evaluations(folder)
-        stem = f"{name}-{config['variant']}-seed{config['seed']}"
-        if config["variant"] == "reinforce":
-            stem = stem.replace("reinforce", f"reinforce{config['actor_samples']}")
-        shutil.copy(folder / "config.json", RESULTS / f"{stem}.json")
-        shutil.copy(folder / "progress.csv", RESULTS / f"{stem}.csv")
-    sac.plot_runs(folders).savefig(RESULTS / f"{name}.png")
+def keep(name, folders, until):
+    """Copies config.json and the rows of each run, up to step `until`, to results/; draws them."""
+    with tempfile.TemporaryDirectory() as place:
+        copies = [Path(place, str(i)) for i in range(len(folders))]
+        for folder, copy in zip(map(Path, folders), copies):
+            config, _, _ = last_evaluations(folder)
+            stem = f"{name}-{config['variant']}-seed{config['seed']}"
+            if config["variant"] == "reinforce":
+                stem = stem.replace("reinforce", f"reinforce{config['actor_samples']}")
+            head, *rows = (folder / "progress.csv").read_text().splitlines(keepends=True)
+            rows = [row for row in rows if float(row.split(",")[0]) <= until]
+            copy.mkdir()
+            (copy / "progress.csv").write_text(head + "".join(rows))
+            shutil.copy(folder / "config.json", copy)
+            shutil.copy(copy / "progress.csv", RESULTS / f"{stem}.csv")
+            shutil.copy(copy / "config.json", RESULTS / f"{stem}.json")
+        sac.plot_runs(copies).savefig(RESULTS / f"{name}.png")
 
 
 @torch.no_grad()
@@ -150,12 +159,14 @@ def main():
         sub = commands.add_parser(command)
         sub.add_argument("name")
         sub.add_argument(many, nargs="+")
+        if command == "keep":
+            sub.add_argument("--until", type=float, default=float("inf"), help="no later step")
     commands.add_parser("bias", help="then the flags of sac.py's Config")
     args, rest = parser.parse_known_args()
     if args.command == "table":
         table(args.folders)
     elif args.command == "keep":
-        keep(args.name, args.folders)
+        keep(args.name, args.folders, args.until)
     elif args.command == "bias-figure":
         bias_figure(args.name, args.files)
     else:
