@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -449,6 +450,20 @@ def test_a_full_disk_is_not_tried_at_every_episode(tmp_path):
     assert len(told) <= 2 + 4, f"{len(told)} warnings for two saves and four rows"
 
 
+def test_a_file_that_cannot_be_replaced_costs_no_save(tmp_path):
+    """Catches a checkpoint that is not written because config.json or progress.csv could not be:
+    on Windows it is enough that a spreadsheet has the table open. (Here, folders of their names.)
+    """
+    folder = tmp_path / "run"
+    run, rows = disk_run(folder)
+    run_to(100, run, rows)
+    for name in ("config.json", "progress.csv"):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+    assert all("could not write" in line for line in run_to(200, run, rows))
+    assert sac.Run.load(folder, env=lambda: Clock(50)).step == 200
+
+
 def test_a_folder_that_was_deleted_stops_nothing(tmp_path, undisturbed):
     """Catches a run of hours that ends because somebody tidied up, or that never saves again."""
     folder = tmp_path / "run"
@@ -612,6 +627,19 @@ def test_a_flipped_bit_is_refused_or_means_nothing(origin, copy, name):
         assert refused or found == origin[1], f"byte {place}"
         shutil.rmtree(copy)
         shutil.copytree(origin[0] / "seed1", copy)
+
+
+def test_a_tensor_that_claims_to_be_a_folder_is_refused(copy):
+    """Catches trust in the zip's checksums alone: with this one bit set, which they do not cover,
+    PyTorch reads nothing and takes for weights what happened to be in its memory."""
+    path = copy / "checkpoint.pt"
+    spoilt, changed = bytearray(path.read_bytes()), 0
+    for found in re.finditer(rb"PK\1\2.{42}[^/]+/data/", bytes(spoilt), re.DOTALL):
+        spoilt[found.start() + 38] |= 0x10  # the external attributes of its directory entry
+        changed += 1
+    assert changed > 20
+    path.write_bytes(spoilt)
+    assert_refused(copy)
 
 
 def entries(state, prefix=()):
