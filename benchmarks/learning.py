@@ -121,16 +121,20 @@ def bias(config):
 
 
 def bias_figure(name, files):
-    """Draws results/NAME-q.png, a line for each run, and keeps the CSVs.
+    """Draws results/NAME-q.png, a line for each run, keeps the CSVs, and prints a table.
 
     Top: what Q said and what came, one panel a variant; bottom: the evaluations of the same runs.
     """
     from matplotlib.figure import Figure
 
     groups = {}
+    print("| means of the last 5 evaluations | steps | Q said | came | evaluation |")
+    print("|---|---|---|---|---|")
     for file in map(Path, files):
         shutil.copy(file, RESULTS / f"{name}-q-{file.name}")
         table = np.genfromtxt(file, delimiter=",", names=True)
+        means = (f"{table[column][-5:].mean():.0f}" for column in ("q", "realised", "eval_return"))
+        print(f"| {file.stem} | {table['step'][-1]:,.0f} |", " | ".join(means), "|")
         groups.setdefault(file.stem.rsplit("-seed", 1)[0], []).append(table)
     figure = Figure(figsize=(4.2 * len(groups), 6.4), layout="constrained")
     panels = figure.subplots(2, len(groups), sharex=True, sharey="row", squeeze=False).T
