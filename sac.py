@@ -595,11 +595,12 @@ def read_checkpoint(folder):
         raise UsageError(f"{folder} is not the folder of a saved run: it has no checkpoint.pt")
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # a checksum is wrong
+            # A wrong checksum; or an attribute, which has none, and could turn a tensor to nothing
+            if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
                 raise ValueError
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["counters"] = {name: state["counters"][name] for name in COUNTERS}
-        return state | {"config": Config(**state["config"]), "agent": state["agent"]}
+        return state | {"config": Config(**state["config"]), "agent": dict(state["agent"])}
     except Exception:  # there is no end to the ways in which a file can be broken
         raise UsageError(f"{path} is damaged, or not of this version of sac.py") from None
 
@@ -779,7 +780,6 @@ class Run:
             Path(folder).mkdir(parents=True)
             self.folder = Path(folder)
         self.saved_at = self.step  # also where it fails, or each episode's end would try again
-        self._describe()
         rows = self.buffer.rows[: len(self.buffer)].cpu().numpy()
         replay = self.folder / f"replay-{self.step}.npy"
         state = {
@@ -799,6 +799,7 @@ class Run:
         write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
         self.replay_file = replay.name if self.save_replay else None
         self._tidy()
+        self._describe()
         if self.history:
             write(self.folder / "learning_curve.png", plot_runs([self]).savefig)
 

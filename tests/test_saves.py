@@ -634,7 +634,7 @@ def test_a_tensor_that_claims_to_be_a_folder_is_refused(copy):
     PyTorch reads nothing and takes for weights what happened to be in its memory."""
     path = copy / "checkpoint.pt"
     spoilt, changed = bytearray(path.read_bytes()), 0
-    for found in re.finditer(rb"PK\1\2.{42}[^/]+/data/", bytes(spoilt), re.DOTALL):
+    for found in re.finditer(rb"PK\x01\x02.{42}[^/]+/data/", bytes(spoilt), re.DOTALL):
         spoilt[found.start() + 38] |= 0x10  # the external attributes of its directory entry
         changed += 1
     assert changed > 20
