@@ -245,7 +245,7 @@ def fuzz_once(draw, place, originals, right, counts):
 def long_run(steps):
     """Speed by CPU time, which other programs do not change, and memory, at the start and end."""
     config = sac.Config(
-        steps=steps, buffer_size=steps // 3, hidden=64, batch_size=64, warmup=1_000,
+        steps=steps, buffer_size=steps // 3, hidden=32, batch_size=32, warmup=1_000,
         log_every=steps // 30, eval_every=steps, eval_episodes=1, device="cpu", threads=1,
     )  # fmt: skip
     sac.configure_torch(config)
@@ -258,7 +258,7 @@ def long_run(steps):
         before = time.process_time()
     first, last = np.mean(speeds[1:4]), np.mean(speeds[-4:-1])
     full, end = memory[11], memory[-2]  # a little after the replay was full, and before the end
-    line = f"{steps:,} steps, replay of {config.buffer_size:,}, 64 units, batch 64: "
+    line = f"{steps:,} steps, replay of {config.buffer_size:,}, 32 units, batch 32: "
     line += f"{first:.0f} steps a CPU second at first, {last:.0f} at last; "
     return line + f"{full:.0f} MB with a full replay, {end:.0f} MB at the end", (
         ["slower by a tenth"] if last < 0.9 * first else []

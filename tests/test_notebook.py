@@ -260,14 +260,7 @@ def test_solutions_and_stubs_match(notebook):
 # The committed outputs
 
 
-def skip_before_the_first_full_run(notebook):
-    """The lecture is still a draft without outputs; --execute stamps it and ends the skipping."""
-    if "sac" not in notebook.metadata:
-        pytest.skip("no full run is committed yet: python tests/test_notebook.py --execute")
-
-
 def test_committed_outputs_are_fresh(notebook):
-    skip_before_the_first_full_run(notebook)
     stamp = notebook.metadata.get("sac", {})
     stale = "stale: python tests/test_notebook.py --execute"
     assert {key: stamp.get(key) for key in hashes(notebook)} == hashes(notebook), stale
@@ -275,7 +268,6 @@ def test_committed_outputs_are_fresh(notebook):
 
 
 def test_committed_outputs_are_one_clean_full_run(notebook):
-    skip_before_the_first_full_run(notebook)
     assert faults(notebook) == []
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
