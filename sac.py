@@ -86,7 +86,7 @@ class Config:
     eval_episodes: int = 10  # episodes in an evaluation
     save_every: int = 50_000  # steps between saves
     # Machine
-    device: str = "auto"  # cpu, cuda or mps; auto is cuda if there is one, else cpu
+    device: str = "auto"  # cpu, cuda or mps; auto is the cpu: no GPU was measured yet
     threads: int = 0  # CPU threads; 0 is one per physical core, at most 4
     matmul_precision: str = "auto"  # highest, high, medium; auto is the fastest exact one
 
@@ -106,7 +106,8 @@ def linear(inputs, outputs, generator):
 def mlp(layer, inputs, hidden, outputs, generator):
     """Two hidden layers with ReLU; `layer` is `linear` or `TwinLinear`."""
     first, second = layer(inputs, hidden, generator), layer(hidden, hidden, generator)
-    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), layer(hidden, outputs, generator))
+    last, relu = layer(hidden, outputs, generator), nn.ReLU(inplace=True)
+    return nn.Sequential(first, relu, second, relu, last)
 
 
 def squash(u, mean, log_std):
@@ -171,8 +172,9 @@ class TwinCritic(nn.Module):
 # 4. SAC: the losses and the update
 def descend(loss, optimizer):
     """One step of gradient descent; only the optimizer's own parameters get a gradient."""
-    optimizer.zero_grad()
-    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    parameters = optimizer.param_groups[0]["params"]
+    for p, grad in zip(parameters, torch.autograd.grad(loss, parameters)):
+        p.grad = grad
     optimizer.step()
 
 
@@ -408,14 +410,21 @@ class ReplayBuffer:
         self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
         self.added += 1
 
-    def sample(self, batch_size):
-        """A Batch drawn uniformly, with replacement; ValueError while there is none to draw."""
-        if not self.added:
-            raise ValueError("the replay buffer is empty: add a transition first")
-        device = self.rows.device
-        index = torch.randint(len(self), (batch_size,), generator=self.generator, device=device)
+    def draw(self, batch_size):
+        """Row numbers (B,) drawn uniformly, with replacement."""
+        size, generator = (batch_size,), self.generator
+        return torch.randint(len(self), size, generator=generator, device=self.rows.device)
+
+    def __getitem__(self, index):
+        """The Batch of these rows, one gather."""
         obs, action, reward, next_obs, d = self.rows.index_select(0, index).split(self.widths, 1)
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
+
+    def sample(self, batch_size):
+        """A random Batch; ValueError while there is none to draw."""
+        if not self.added:
+            raise ValueError("the replay buffer is empty: add a transition first")
+        return self[self.draw(batch_size)]
 
 
 # 7. Environments
@@ -521,11 +530,11 @@ def check_ranges(config):
 
 
 def pick_device(name):
-    """The torch.device of that name, auto being cuda where there is one; raises UsageError."""
+    """The torch.device of that name, auto being the CPU; raises UsageError."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name not in ("auto", "cpu") and not there.get(name):
         raise UsageError(f"--device {name} is not to be had on this machine: try --device cpu")
-    return torch.device(("cuda" if there["cuda"] else "cpu") if name == "auto" else name)
+    return torch.device("cpu" if name == "auto" else name)
 
 
 def configure_torch(config):
@@ -543,6 +552,39 @@ def configure_torch(config):
     # Once something large was freed, the C library keeps freed tensors' pages for the next ones
     # instead of giving them back each time, which took a fifth of the time on two threads.
     torch.empty(7_900_000)
+
+
+def graphed_updates(agent, buffer, config):
+    """On a GPU: (batch, metrics) of each sample and update, from the fourth on as one CUDA graph.
+
+    An update is some 500 small kernels, and launching them costs more than running them. A graph
+    is launched once: it repeats what was recorded, on the same memory. So Python's numbers and
+    branches stay as they were then, and each batch and metric is overwritten by the next.
+    """
+    side, adams = torch.cuda.Stream(), [x for x in vars(agent).values() if hasattr(x, "step")]
+    eager = 0
+    while eager < 3 or isinstance(agent, HardTarget):  # its `if` cannot be recorded
+        eager += 1
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is allocated once, like Adam's moments, comes first
+            batch = buffer.sample(config.batch_size)
+            metrics = agent.update(batch)
+        torch.cuda.current_stream().wait_stream(side)
+        yield batch, metrics
+    index, graph = buffer.draw(config.batch_size), torch.cuda.CUDAGraph()
+    graph.register_generator_state(agent.generator)  # torch 2.14 does this by itself
+    for adam in adams:
+        adam.param_groups[0]["capturable"] = True  # as fused ones are: they want to be told
+    with torch.cuda.graph(graph):  # records, computes nothing
+        batch = buffer[index]
+        metrics = agent.update(batch)
+    for adam in adams:
+        adam.param_groups[0]["capturable"] = False
+    while True:
+        graph.replay()
+        yield batch, metrics
+        agent.updates += 1
+        index.copy_(buffer.draw(config.batch_size))
 
 
 def versions(device):
@@ -642,6 +684,7 @@ class Run:
         self.seconds, self.history, self.metrics = 0.0, [], {}
         self.loss_sum = 0.0  # not finite once any loss was not: no need to look at each
         self.obs = None  # None between two episodes
+        self.graphed = None  # see graphed_updates
         self.last_return = self.last_length = math.nan  # of the last whole episode
         self.evaluation = (math.nan, math.nan, math.nan)  # mean, lowest, highest return
         self.stop_by = math.inf  # if finite: stop when an episode ends, at that time at the latest
@@ -706,9 +749,15 @@ class Run:
         # Learn
         if self.buffer.added > self.config.warmup:
             for _ in range(self.config.updates_per_step):
-                self.batch = self.buffer.sample(self.config.batch_size)
-                self.metrics = m = self.agent.update(self.batch)
-                self.loss_sum = self.loss_sum + m["critic_loss"] + m["actor_loss"]
+                if self.agent.device.type == "cuda":
+                    if self.graphed is None:
+                        self.graphed = graphed_updates(self.agent, self.buffer, self.config)
+                    self.batch, self.metrics = next(self.graphed)
+                else:
+                    self.batch = self.buffer.sample(self.config.batch_size)
+                    self.metrics = self.agent.update(self.batch)
+                for name in ("critic_loss", "actor_loss"):
+                    self.loss_sum = self.loss_sum + self.metrics[name]
 
         self.obs = None if terminated or truncated else next_obs
         self.episode_return += float(reward)
