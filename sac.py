@@ -201,7 +201,6 @@ class SAC:
         self.log_alpha = alpha.log().requires_grad_()  # learned as a logarithm: alpha stays > 0
         target = config.target_entropy
         self.target_entropy = -float(action_dim) if target is None else target
-
         adam = torch.optim.Adam
         self.critic_optimizer = adam(self.critic.parameters(), config.critic_lr, fused=True)
         self.actor_optimizer = adam(self.actor.parameters(), config.actor_lr, fused=True)
@@ -328,7 +327,8 @@ class Reinforce(SAC):
         """A surrogate whose gradient is the score-function estimate, and log_prob (K B,)."""
         obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O)
         mean, log_std = self.actor(obs)
-        u = torch.normal(mean, log_std.exp(), generator=self.generator).detach()  # (K B,A)
+        noise = torch.randn(mean.shape, generator=self.generator, device=self.device)
+        u = (mean + log_std.exp() * noise).detach()  # (K B,A)
         action, log_prob = squash(u, mean, log_std)
         cost = self.alpha * log_prob - self.combine(self.critic(obs, action))  # (K B,)
         return (log_prob * cost.detach()).mean(), log_prob
@@ -557,8 +557,8 @@ def configure_torch(config):
 def graphed_updates(agent, buffer, config):
     """On a GPU: (batch, metrics) of each sample and update, from the fourth on as one CUDA graph.
 
-    An update is some 500 small kernels, and launching them costs more than running them. A graph
-    is launched once: it repeats what was recorded, on the same memory. So Python's numbers and
+    An update is some 200 small kernels, and launching them costs more than running them. A graph
+    is one launch: it repeats what was recorded, on the same memory. So Python's numbers and
     branches stay as they were then, and each batch and metric is overwritten by the next.
     """
     side, adams = torch.cuda.Stream(), [x for x in vars(agent).values() if hasattr(x, "step")]
@@ -860,8 +860,9 @@ class Run:
         same machine, threads and versions. Where that cannot be, it warns. Raises UsageError.
         """
         state = read_checkpoint(folder)
-        if stray := changes.keys() - MAY_CHANGE:
-            raise UsageError(f"{', '.join(stray)} cannot change in a run: begin another")
+        for name, x in changes.items():
+            if name not in MAY_CHANGE and x != (was := getattr(state["config"], name)):
+                raise UsageError(f"{folder} has {name} {was}, not {x}: begin another run")
         config, done = replace(state["config"], **changes), state["counters"]["step"]
         if done > config.steps:
             raise UsageError(f"{folder} has done {done} steps already: give more --steps")
@@ -1000,13 +1001,8 @@ def open_run(flags, out=None, resume=None, no_save_replay=False):
             break
         folder = Path(f"{place}-{(n := n + 1)}")
     if resume:
-        saved = read_checkpoint(resume)["config"]
-        changes = {name: x for name, x in flags.items() if x != getattr(saved, name)}
-        for name in changes.keys() - MAY_CHANGE:
-            was = getattr(saved, name)
-            raise UsageError(f"{resume} has {name} {was}, not {flags[name]}: begin another run")
-        configure_torch(replace(saved, **changes))
-        run = Run.load(resume, **changes)
+        configure_torch(replace(read_checkpoint(resume)["config"], **flags))
+        run = Run.load(resume, **flags)
     else:
         configure_torch(config)
         run = Run(config, folder=folder)

@@ -4,6 +4,7 @@
     python benchmarks/speed.py                                        on the CPU; Linux or macOS
     python benchmarks/speed.py --rounds 1 --steps 500 --out runs      a quick look
     python benchmarks/speed.py worker sac 1 500                       one measurement, as JSON
+    python benchmarks/speed.py worker sac-cuda 1 5000                 the same on a GPU
 
 Each measurement is a process of its own, and the contestants take turns, so that whatever else the
 machine does meets all of them. Writes speed.csv (all measurements) and speed.md into results/.
@@ -11,6 +12,7 @@ machine does meets all of them. Writes speed.csv (all measurements) and speed.md
 sac, sb3, sbx          environment steps, with one update each, per second of training after the
                        warm-up; seconds from the script's start to the end of the first update
                        (1,000 steps of warm-up, imports, JAX's compiler); peak memory
+sac-medium             sac.py with --matmul-precision medium
 update-10k, update-1M  sac.py's updates per second alone, from a replay of that many transitions
 floor                  updates per second if an update were its matrix products and nothing else
 """
@@ -36,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 ENV, OBS, ACTION, BATCH, HIDDEN, REPLAY = "HalfCheetah-v4", 17, 6, 256, 256, 1_000_000
 WARMUP, SETTLE = 1_000, 500  # steps without learning; then steps that are not timed yet
 WHO = {"sac": "torch", "sb3": "stable_baselines3", "sbx": "sbx"}  # and the package it needs
-WHO |= dict.fromkeys(("update-10k", "update-1M", "floor"), "torch")
+WHO |= dict.fromkeys(("sac-medium", "update-10k", "update-1M", "floor"), "torch")
 
 
 class Done(Exception):
@@ -58,14 +60,15 @@ def pin(threads):
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def import_sac(threads):
+def import_sac(threads, device="cpu", precision="auto"):
     """The module, and a Config in which rows and evaluations are too rare to be met."""
     sys.path.insert(0, str(HERE.parent))
     import sac
 
     config = sac.Config(
         warmup=WARMUP, batch_size=BATCH, hidden=HIDDEN, buffer_size=REPLAY, steps=REPLAY,
-        log_every=REPLAY, eval_every=REPLAY, device="cpu", threads=threads,
+        log_every=REPLAY, eval_every=REPLAY,
+        device=device, threads=threads, matmul_precision=precision,
     )  # fmt: skip
     sac.configure_torch(config)
     return sac, config
@@ -94,8 +97,10 @@ def train(who, threads, steps):
         return env
 
     try:
-        if who == "sac":
-            sac, config = import_sac(threads)
+        if who.startswith("sac"):
+            device = "cuda" if who == "sac-cuda" else "cpu"
+            precision = "medium" if who == "sac-medium" else "auto"
+            sac, config = import_sac(threads, device, precision)
             for _ in sac.Run(config, env=make):
                 pass
         import torch
@@ -189,7 +194,7 @@ def worker(who, threads, steps):
     names = ("torch", "gymnasium", "mujoco", "numpy", "stable_baselines3", "sbx", "jax")
     versions = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
     if "sac" in sys.modules:
-        versions |= sys.modules["sac"].versions("cpu")
+        versions |= sys.modules["sac"].versions("cuda" if who == "sac-cuda" else "cpu")
     print(json.dumps(result | {"versions": versions}))
 
 

@@ -11,12 +11,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY, learned, make_agent, make_batch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sac
 
 BATCH = 32
+# These read a result back, which a recording cannot (normal looks whether each deviation is >= 0)
+REFUSED = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "normal"}
 
 
 def memory(tensor):
@@ -25,6 +28,8 @@ def memory(tensor):
 
 class Graph(TorchDispatchMode):
     """In place of torch.cuda.CUDAGraph."""
+
+    recording = False
 
     def __init__(self):
         super().__init__()
@@ -35,6 +40,7 @@ class Graph(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        assert function._schema.name.removeprefix("aten::") not in REFUSED
         if generator := kwargs.get("generator"):  # torch wraps it anew: known by its state
             known = [torch.equal(g.get_state(), generator.get_state()) for g in self.generators]
             assert any(known), "a generator that was not registered"
@@ -46,11 +52,12 @@ class Graph(TorchDispatchMode):
         return result
 
     def __enter__(self):
-        self.states = [(g, g.get_state()) for g in self.generators]
+        Graph.recording, self.states = True, [(g, g.get_state()) for g in self.generators]
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
+        Graph.recording = False
         for tensor, before in reversed(self.undo):
             tensor.data.copy_(before)
         for generator, state in self.states:
@@ -76,6 +83,13 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+
+    def complain(adam, *_):  # as torch.optim does where there is a GPU
+        assert adam.param_groups[0]["capturable"] == Graph.recording
+
+    hook = register_optimizer_step_pre_hook(complain)
+    yield
+    hook.remove()
 
 
 def agent_and_buffer(device, variant):
