@@ -3,6 +3,7 @@
     pip install -r requirements.txt -r benchmarks/requirements.txt    (Python 3.11 or newer)
     python benchmarks/speed.py                                        on the CPU; Linux or macOS
     python benchmarks/speed.py --rounds 1 --steps 500 --out runs      a quick look
+    python benchmarks/speed.py profile                                where a step's time goes
     python benchmarks/speed.py worker sac 1 500                       one measurement, as JSON
     python benchmarks/speed.py worker sac-cuda 1 5000                 the same on a GPU
 
@@ -28,6 +29,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -60,16 +62,16 @@ def pin(threads):
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def import_sac(threads, device="cpu", precision="auto"):
+def import_sac(threads, **flags):
     """The module, and a Config in which rows and evaluations are too rare to be met."""
     sys.path.insert(0, str(HERE.parent))
     import sac
 
     config = sac.Config(
         warmup=WARMUP, batch_size=BATCH, hidden=HIDDEN, buffer_size=REPLAY, steps=REPLAY,
-        log_every=REPLAY, eval_every=REPLAY,
-        device=device, threads=threads, matmul_precision=precision,
+        log_every=REPLAY, eval_every=REPLAY, device="cpu", threads=threads,
     )  # fmt: skip
+    config = replace(config, **flags)
     sac.configure_torch(config)
     return sac, config
 
@@ -98,9 +100,8 @@ def train(who, threads, steps):
 
     try:
         if who.startswith("sac"):
-            device = "cuda" if who == "sac-cuda" else "cpu"
-            precision = "medium" if who == "sac-medium" else "auto"
-            sac, config = import_sac(threads, device, precision)
+            flags = {"sac-cuda": {"device": "cuda"}, "sac-medium": {"matmul_precision": "medium"}}
+            sac, config = import_sac(threads, **flags.get(who, {}))
             for _ in sac.Run(config, env=make):
                 pass
         import torch
@@ -175,6 +176,60 @@ def floor(threads, steps):
     return clock(once, steps), flop
 
 
+def profile(threads, steps, **flags):
+    """Median milliseconds of each part of a training step, and of the step."""
+    sac, config = import_sac(threads, **flags)
+    run, spans = sac.Run(config), {}
+
+    def watch(owner, function, name):
+        original = getattr(owner, function)
+
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            span = 1000 * (time.perf_counter() - start)
+            spans.setdefault(name(*args) if callable(name) else name, []).append(span)
+            return result
+
+        setattr(owner, function, timed)
+
+    agent = run.agent
+    names = ("critic_optimizer", "actor_optimizer", "alpha_optimizer")
+    optimizers = {getattr(agent, name): f"descend, {name}" for name in names}
+    for name in "act td_target critic_loss actor_loss alpha_loss update_target".split():
+        watch(agent, name, name)
+    watch(run.env, "step", "env.step")
+    watch(run.buffer, "add", "buffer.add")
+    watch(run.buffer, "sample", "buffer.sample")
+    watch(sac, "descend", lambda loss, optimizer: optimizers[optimizer])
+    watch(run, "advance", "advance")
+    for n in range(WARMUP + SETTLE + steps):
+        if n == WARMUP + SETTLE:
+            spans.clear()
+        run.advance()
+    spent = {name: median(span) for name, span in spans.items()}
+    spent["critic_loss"] -= spent["td_target"]  # which it calls
+    whole = spent.pop("advance")
+    return spent | {"the rest": whole - sum(spent.values()), "one step": whole}
+
+
+def profiles(steps, out):
+    """Prints and writes a table: each part, at 1 and 2 threads, real and with next to no work."""
+    results, where = {}, machine()
+    for threads, who in itertools.product((1, 2), ("profile", "profile-tiny")):
+        command = [sys.executable, __file__, "worker", who, str(threads), str(steps)]
+        child = subprocess.run(command, capture_output=True, text=True, check=True)
+        result = json.loads(child.stdout.splitlines()[-1])
+        size = "4 units, batch 4" if who == "profile-tiny" else f"{HIDDEN} units, batch {BATCH}"
+        results[f"{threads} threads, {size}".replace("1 threads", "1 thread")] = result["stages"]
+    lines = ["| milliseconds | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    for part in result["stages"]:
+        lines += [f"| {part} | " + " | ".join(f"{x[part]:.2f}" for x in results.values()) + " |"]
+    text = "\n".join(lines) + f"\n\n{where}; medians of {steps:,} steps.\n"
+    (out / "profile.md").write_text(text)
+    print(text)
+
+
 def worker(who, threads, steps):
     """One measurement: prints a line of JSON."""
     pin(threads)
@@ -183,6 +238,11 @@ def worker(who, threads, steps):
         seconds, result["flop"] = floor(threads, steps)
     elif who.startswith("update"):
         seconds = update({"update-10k": 10_000, "update-1M": 1_000_000}[who], threads, steps)
+    elif who.startswith("profile"):
+        tiny = {"hidden": 4, "batch_size": 4} if who == "profile-tiny" else {}
+        start = time.perf_counter()
+        result["stages"] = profile(threads, steps, **tiny)
+        seconds = time.perf_counter() - start
     else:
         seconds, first = train(who, threads, steps)
         result["first_update_seconds"] = round(first, 2)
@@ -218,12 +278,17 @@ def table(rows):
     return "\n".join(lines).replace("nan", "")
 
 
-def compare(rounds, steps, thread_counts, out):
-    """All measurements, in turns; prints and writes them."""
+def machine():
+    """The processor, and how busy it is now."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    machine = f"{model[1] if model else platform.processor()}, {os.cpu_count()} CPUs, "
-    machine += f"load {os.getloadavg()[0]:.1f} at the start; {rounds} x {steps:,} steps"
+    name = model[1] if model else platform.processor()
+    return f"{name}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start"
+
+
+def compare(rounds, steps, thread_counts, out):
+    """All measurements, in turns; prints and writes them."""
+    where = f"{machine()}; {rounds} x {steps:,} steps"
     there = [who for who in WHO if importlib.util.find_spec(WHO[who])]
     for who in WHO.keys() - there:
         print(f"{who} is left out: {WHO[who]} is not installed (see benchmarks/requirements.txt)")
@@ -245,7 +310,7 @@ def compare(rounds, steps, thread_counts, out):
             print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     flop = f"The floor is {rows[-1]['flop'] / 1e6:.1f} million operations an update."
     shown = ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("threads", "device"))
-    text = f"{table(rows)}\n\n{flop}\n\n{machine}; {shown}.\n"
+    text = f"{table(rows)}\n\n{flop}\n\n{where}; {shown}.\n"
     (out / "speed.md").write_text(text)
     print("\n" + text)
 
@@ -255,9 +320,13 @@ if __name__ == "__main__":
         worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
         parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+        parser.add_argument("what", nargs="?", choices=("compare", "profile"), default="compare")
         parser.add_argument("--rounds", type=int, default=3)
         parser.add_argument("--steps", type=int, default=5_000, help="timed, in a measurement")
         parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
         parser.add_argument("--out", type=Path, default=HERE / "results", help="folder")
         args = parser.parse_args()
-        compare(args.rounds, args.steps, args.threads, args.out)
+        if args.what == "profile":
+            profiles(args.steps, args.out)
+        else:
+            compare(args.rounds, args.steps, args.threads, args.out)
