@@ -16,6 +16,7 @@ def steady_torch():
     """One thread and full precision, whatever an earlier test has set."""
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
+    torch.set_flush_denormal(False)
 
 
 def make_agent(obs_dim=3, action_dim=2, double=False, **config):

@@ -11,6 +11,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from conftest import WALL_CLOCK
 
 import sac
@@ -111,6 +112,16 @@ def assert_refused(result, *words, code=2):
     assert result[2].count("\n") == 1 and "Traceback" not in result[2], result[2]
     for word in words:
         assert word.lower() in result[2].lower(), result[2]
+
+
+def test_denormal_numbers_are_zero_in_every_thread():
+    """Catches setting it when the threads have started: it would reach the first one alone."""
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    half = "(torch.full((1_000_000,), 1e-39) * 0.5).view(torch.int32).count_nonzero().item()"
+    configure = "import sac, torch; sac.configure_torch(sac.Config(threads=2, device='cpu'))"
+    assert command(code=f"{configure}; print({half})") == (0, "0\n", "")
+    assert command(code=f"import torch; print({half})")[1] == "1000000\n"
 
 
 def short(flags):
