@@ -863,9 +863,8 @@ class Run:
         same machine, threads and versions. Where that cannot be, it warns. Raises UsageError.
         """
         state = read_checkpoint(folder)
-        for name, x in changes.items():
-            if name not in MAY_CHANGE and x != (was := getattr(state["config"], name)):
-                raise UsageError(f"{folder} has {name} {was}, not {x}: begin another run")
+        if stray := changes.keys() - MAY_CHANGE:
+            raise UsageError(f"{', '.join(stray)} cannot change in a run: begin another")
         config, done = replace(state["config"], **changes), state["counters"]["step"]
         if done > config.steps:
             raise UsageError(f"{folder} has done {done} steps already: give more --steps")
@@ -1004,8 +1003,13 @@ def open_run(flags, out=None, resume=None, no_save_replay=False):
             break
         folder = Path(f"{place}-{(n := n + 1)}")
     if resume:
-        configure_torch(replace(read_checkpoint(resume)["config"], **flags))
-        run = Run.load(resume, **flags)
+        saved = read_checkpoint(resume)["config"]
+        changes = {name: x for name, x in flags.items() if x != getattr(saved, name)}
+        for name in changes.keys() - MAY_CHANGE:
+            was = getattr(saved, name)
+            raise UsageError(f"{resume} has {name} {was}, not {flags[name]}: begin another run")
+        configure_torch(replace(saved, **changes))
+        run = Run.load(resume, **changes)
     else:
         configure_torch(config)
         run = Run(config, folder=folder)

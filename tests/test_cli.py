@@ -118,7 +118,8 @@ def test_denormal_numbers_are_zero_in_every_thread():
     """Catches setting it when the threads have started: it would reach the first one alone."""
     if not torch.set_flush_denormal(False):
         pytest.skip("this processor cannot")
-    half = "(torch.full((1_000_000,), 1e-39) * 0.5).view(torch.int32).count_nonzero().item()"
+    x = "torch.full((1_000_000,), 1000, dtype=torch.int32).view(torch.float32)"  # 1.4e-42
+    half = f"({x} * 0.5).view(torch.int32).count_nonzero().item()"
     configure = "import sac, torch; sac.configure_torch(sac.Config(threads=2, device='cpu'))"
     assert command(code=f"{configure}; print({half})") == (0, "0\n", "")
     assert command(code=f"import torch; print({half})")[1] == "1000000\n"
