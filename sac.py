@@ -88,7 +88,7 @@ class Config:
     # Machine
     device: str = "auto"  # cpu, cuda or mps; auto is the cpu: no GPU was measured yet
     threads: int = 0  # CPU threads; 0 is one per physical core, at most 4
-    matmul_precision: str = "auto"  # highest, high, medium; auto is the fastest exact one
+    matmul_precision: str = "auto"  # highest, high, medium; auto: medium if exact, else highest
 
     def __post_init__(self):
         check_ranges(self)
@@ -235,7 +235,7 @@ class SAC:
         return self.combine(q)
 
     def next_value(self, next_obs):
-        """V(s') = Q'(s',a') - alpha log pi(a'|s'), with a' ~ pi as it is now: (B,) (Eq. 3)."""
+        """V(s') = Q'(s',a') - alpha log pi(a'|s'), with a' ~ pi as it is now (Eq. 3)."""
         next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
         return self.backup(self.target_critic(next_obs, next_action)) - self.alpha * log_prob
 
@@ -289,7 +289,7 @@ class SAC:
         return parts | scalars | {"rng": self.generator.get_state()}
 
     def load_state_dict(self, state):
-        """The inverse; raises KeyError or RuntimeError where names or shapes differ."""
+        """The inverse; where names or shapes differ KeyError, ValueError or RuntimeError."""
         for name, part in vars(self).items():
             if hasattr(part, "load_state_dict"):
                 part.load_state_dict(state[name])
@@ -350,7 +350,7 @@ class NoEntropy(SAC):
 
 
 class DDPG(NoEntropy):
-    """SAC's ancestor (Lillicrap 2015): noise from outside, one critic, target actor."""
+    """SAC's ancestor (Lillicrap 2015): noise from outside, Q_1 alone, target actor."""
 
     def __init__(self, obs_dim, action_dim, config):
         super().__init__(obs_dim, action_dim, config)
@@ -552,8 +552,8 @@ def configure_torch(config):
         exact = ((a @ a) - a.double() @ a.double()).abs().max() < 1e-4
         precision = "medium" if exact and pick_device(config.device).type == "cpu" else "highest"
     torch.set_float32_matmul_precision(precision)
-    # Once something large was freed, the C library keeps freed tensors' pages for the next ones
-    # instead of giving them back each time, which took a fifth of the time on two threads.
+    # Once something large (just under 32 MiB) was freed, glibc keeps freed tensors' pages for the
+    # next ones, instead of giving them back each time: a fifth of an update on two threads.
     torch.empty(7_900_000)
 
 
@@ -565,20 +565,20 @@ def graphed_updates(agent, buffer, config):
     branches stay as they were then, and each batch and metric is overwritten by the next.
     """
     side, adams = torch.cuda.Stream(), [x for x in vars(agent).values() if hasattr(x, "step")]
-    eager = 0
+    eager = 0  # recorded is on another stream than the usual, and after Adam has made its moments
     while eager < 3 or isinstance(agent, HardTarget):  # its `if` cannot be recorded
         eager += 1
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what is allocated once, like Adam's moments, comes first
+        with torch.cuda.stream(side):
             batch = buffer.sample(config.batch_size)
             metrics = agent.update(batch)
         torch.cuda.current_stream().wait_stream(side)
         yield batch, metrics
     index, graph = buffer.draw(config.batch_size), torch.cuda.CUDAGraph()
     graph.register_generator_state(agent.generator)  # torch 2.14 does this by itself
-    for adam in adams:
-        adam.param_groups[0]["capturable"] = True  # as fused ones are: they want to be told
-    with torch.cuda.graph(graph):  # records, computes nothing
+    for adam in adams:  # which refuses a recording without this, and warns of it elsewhere
+        adam.param_groups[0]["capturable"] = True
+    with torch.cuda.graph(graph):  # records kernels, runs none; Python runs, and counts one
         batch = buffer[index]
         metrics = agent.update(batch)
     for adam in adams:
@@ -586,7 +586,7 @@ def graphed_updates(agent, buffer, config):
     while True:
         graph.replay()
         yield batch, metrics
-        agent.updates += 1
+        agent.updates += 1  # for the next, which Python does not see
         index.copy_(buffer.draw(config.batch_size))
 
 
@@ -669,6 +669,7 @@ class Run:
     """
 
     save_replay = True  # False: smaller folders, but a resumed run has to fill its replay again
+    graphed = None  # see graphed_updates
 
     def __init__(self, config, env=None, folder=None):
         if env is not None:
@@ -687,7 +688,6 @@ class Run:
         self.seconds, self.history, self.metrics = 0.0, [], {}
         self.loss_sum = 0.0  # not finite once any loss was not: no need to look at each
         self.obs = None  # None between two episodes
-        self.graphed = None  # see graphed_updates
         self.last_return = self.last_length = math.nan  # of the last whole episode
         self.evaluation = (math.nan, math.nan, math.nan)  # mean, lowest, highest return
         self.stop_by = math.inf  # if finite: stop when an episode ends, at that time at the latest
@@ -703,6 +703,7 @@ class Run:
 
     def __iter__(self):
         c = self.config
+        self.graphed = None  # record anew what may have been changed, or interrupted
         self._attempt(self._describe)
         self._attempt(self._tidy)
         clock, start = time.perf_counter(), self.step

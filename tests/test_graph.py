@@ -8,6 +8,7 @@ is whether CUDA agrees to record the operations, and how fast they are.
 import contextlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, learned, make_agent, make_batch
@@ -149,8 +150,27 @@ def test_run_on_a_gpu_yields_the_same_rows(stand_in, monkeypatch):
             return act(obs, deterministic)
 
     run.agent.act, run.agent.device = act_on_the_cpu, SimpleNamespace(type="cuda")
-    assert learned(list(run)) == expected
-    assert len(replays) == run.agent.updates - 3 == 260 - TINY["warmup"] - 3
+    rows = [next(iter(run)), next(iter(run))]  # a new iteration records anew
+    assert learned([*rows, *run]) == expected
+    assert run.agent.updates == 260 - TINY["warmup"]
+    assert len(replays) == run.agent.updates - 3 * 3
+
+
+def test_a_run_goes_on_after_an_interrupt_in_a_replay(stand_in, monkeypatch):
+    """Catches a generator that the interrupt has ended and that is asked for more."""
+    run = sac.Run(sac.Config(env="Pendulum-v1", steps=120, **TINY))
+    replay = Graph.replay
+    run.agent.device, run.agent.act = SimpleNamespace(type="cuda"), lambda *_, **__: np.zeros(1)
+
+    def interrupt(graph):
+        monkeypatch.setattr(Graph, "replay", replay)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Graph, "replay", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(run)
+    list(run)
+    assert run.finished and run.agent.updates >= 120 - TINY["warmup"] - 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
