@@ -213,10 +213,10 @@ def profile(threads, steps, **flags):
     return spent | {"the rest": whole - sum(spent.values()), "one step": whole}
 
 
-def profiles(steps, out):
-    """Prints and writes a table: each part, at 1 and 2 threads, real and with next to no work."""
+def profiles(steps, thread_counts, out):
+    """Prints and writes a table: each part of a step, real and with next to no work."""
     results, where = {}, machine()
-    for threads, who in itertools.product((1, 2), ("profile", "profile-tiny")):
+    for threads, who in itertools.product(thread_counts, ("profile", "profile-tiny")):
         command = [sys.executable, __file__, "worker", who, str(threads), str(steps)]
         child = subprocess.run(command, capture_output=True, text=True, check=True)
         result = json.loads(child.stdout.splitlines()[-1])
@@ -327,6 +327,6 @@ if __name__ == "__main__":
         parser.add_argument("--out", type=Path, default=HERE / "results", help="folder")
         args = parser.parse_args()
         if args.what == "profile":
-            profiles(args.steps, args.out)
+            profiles(args.steps, args.threads, args.out)
         else:
             compare(args.rounds, args.steps, args.threads, args.out)
