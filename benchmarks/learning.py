@@ -165,8 +165,10 @@ def main():
         sub.add_argument(many, nargs="+")
         if command == "keep":
             sub.add_argument("--until", type=float, default=float("inf"), help="no later step")
-    commands.add_parser("bias", help="then the flags of sac.py's Config")
-    args, rest = parser.parse_known_args()
+    sub = commands.add_parser("bias", help="takes the flags of sac.py's Config")
+    for field in sac.Config.__annotations__:
+        sub.add_argument("--" + field.replace("_", "-"), default=argparse.SUPPRESS)
+    args = parser.parse_args()
     if args.command == "table":
         table(args.folders)
     elif args.command == "keep":
@@ -174,7 +176,7 @@ def main():
     elif args.command == "bias-figure":
         bias_figure(args.name, args.files)
     else:
-        bias(sac.Config(**sac.parse(rest)))
+        bias(sac.Config(**{name: x for name, x in vars(args).items() if name != "command"}))
 
 
 if __name__ == "__main__":

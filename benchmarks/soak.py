@@ -1,4 +1,4 @@
-"""What tests/test_saves.py tries once, here many times: runs killed, files spoilt.
+"""Runs killed and folders spoilt many times; a long run; a large save.
 
     python benchmarks/soak.py kill --times 60      kill runs, resume them, compare the ends
     python benchmarks/soak.py fuzz --times 500     spoil a run folder's files, resume, compare
@@ -13,118 +13,224 @@ macOS, since it forks.
 import argparse
 import collections
 import contextlib
+import csv
 import functools
 import io
-import math
+import itertools
 import os
 import platform
 import random
 import re
 import resource
+import select
 import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 import zlib
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # CUDA does not survive a fork
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.envs.classic_control import PendulumEnv
+from matplotlib.figure import Figure
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-import numpy as np
-import test_saves as saves
+from conftest import flat, learned
 
 import sac
 
 RESULTS = Path(__file__).parent / "results"
-PATIENCE = 60  # seconds until a spoilt folder counts as a hang
-SPOILT = {"checkpoint.pt": 4, "replay": 4, "config.json": 1, "progress.csv": 1, "picture": 1}
+FLAGS = "--hidden 8 --batch-size 16 --warmup 150 --log-every 50 --eval-every 150 --eval-episodes 1"
+FLAGS = (FLAGS + " --threads 1 --matmul-precision highest").split()
 
 
-# Runs that are killed
+# Runs that are killed, each with saves between its episodes alone: so it must end bit for bit alike
 
 
-def mark_saves():
-    """Notes in marks.txt where a save begins and ends."""
-    marks, save = os.open("marks.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), sac.Run.save
+class DictPendulum(PendulumEnv):
+    """A Pendulum with Dict observations."""
+
+    def __init__(self):
+        super().__init__()
+        box = self.observation_space
+        parts = {"tip": box.low[:2], "speed": box.low[2:]}
+        self.observation_space = gym.spaces.Dict(
+            {name: gym.spaces.Box(low, -low, dtype=np.float32) for name, low in parts.items()}
+        )
+
+    def _get_obs(self):
+        obs = super()._get_obs()
+        return {"tip": obs[:2], "speed": obs[2:]}
+
+
+ENVS = {  # a ring buffer that overflows, Dict observations, a task that ends itself, and Box2D
+    "ShortPendulum-v0": "--steps 450 --buffer-size 180 --save-every 50",
+    "DictPendulum-v0": "--steps 350 --save-every 50",
+    "InvertedPendulum-v4": "--steps 300 --save-every 1000",
+    "ShortLander-v0": "--steps 350 --save-every 50",
+}
+gym.register("ShortPendulum-v0", PendulumEnv, max_episode_steps=50)
+gym.register("DictPendulum-v0", DictPendulum, max_episode_steps=50)
+lander = "gymnasium.envs.box2d:LunarLander"
+gym.register("ShortLander-v0", lander, max_episode_steps=50, kwargs={"continuous": True})
+
+
+def quick_picture(runs):
+    """In place of sac.plot_runs, which takes half a second."""
+    figure = Figure(figsize=(1, 1))
+    figure.figimage(np.random.default_rng(0).random((100, 100, 3)))
+    return figure
+
+
+def child(env, place, pipe, kill):
+    """Trains in this process: '(' and ')' go to the pipe where a save begins and ends. `kill`, such
+    as ("fsync", 3, True), ends it before (True) or after the third call of os.fsync."""
+    output = os.open(place / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.chdir(place)
+    save = sac.Run.save
 
     def marked(*arguments, **named):
-        os.write(marks, b"(")
+        os.write(pipe, b"(")
         save(*arguments, **named)
-        os.write(marks, b")")
+        os.write(pipe, b")")
 
     sac.Run.save = marked
-
-
-def random_kill(draw, seconds):
-    """How the next process dies: the arguments of saves.arm, and after how many seconds."""
-    kind = draw.choice(["clock", "clock", "call", "save", "save"])
-    if kind == "clock":
-        return None, draw.uniform(0, 1.1 * seconds)
-    if kind == "call":
-        return saves.random_moment(draw.random()), math.inf
-    at = draw.choice(["replace", "fsync", "np.save", "torch.save"])
-    when = draw.choice(["before", "after", 10, 50, *(["half"] if "save" in at else [])])
-    return {"at": at, "nth": draw.randint(1, 5), "when": when}, math.inf
-
-
-def prepare(kill):
-    mark_saves()
     if kill:
-        saves.arm(**kill)
+        name, number, before = kill
+        original, count = getattr(os, name), itertools.count(1)
+
+        def deadly(*arguments):
+            now = next(count) == number
+            if not (now and before):
+                original(*arguments)
+            if now:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(os, name, deadly)
+    return sac.main(["--env", env, *FLAGS, *ENVS[env].split(), "--resume"])
 
 
-def where_it_died(place):
-    """Which part of a run a kill has hit."""
-    if not list(place.rglob("checkpoint.pt")):
-        return "before the first save was whole"
-    marks = place / "marks.txt"
-    return "inside a later save" if marks.read_bytes().endswith(b"(") else "elsewhere"
+def live(env, place, kill=None, after=float("inf"), in_save=None):
+    """Forks a process that trains in `place`, and kills it `after` so many seconds or, with
+    `in_save` (n, seconds), so long after its nth save has begun. Returns its exit code, what it
+    wrote to the pipe, and the seconds of its run and of its longest save."""
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    if (pid := os.fork()) == 0:
+        code = 99
+        try:
+            code = child(env, place, writing, kill)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    os.close(writing)
+    start, marks, longest = time.monotonic(), b"", 0.0
+    while True:
+        left = max(0, start + min(after, 120) - time.monotonic())
+        ready = select.select([reading], [], [], left)[0]
+        mark = os.read(reading, 1) if ready else b""
+        if mark == b"(":
+            began = time.monotonic()
+        elif mark == b")":
+            longest = max(longest, time.monotonic() - began)
+        marks += mark
+        if in_save and marks.count(b"(") == in_save[0]:
+            time.sleep(in_save[1])
+            mark = b""
+        if not mark:
+            if not ready or in_save:
+                os.kill(pid, signal.SIGKILL)  # an ended process does not mind
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            marks += os.read(reading, 1000)
+            os.close(reading)
+            return code, marks, time.monotonic() - start, longest
 
 
-def whole_runs(place):
-    """For each environment: its contents, table, file names, and seconds when nothing happens."""
-    saves.warm_up()
-    whole = {}
-    for env in saves.RUNS:
-        (place / env).mkdir()
-        start = time.monotonic()
-        assert saves.live(saves.command(env), place / env, functools.partial(prepare, None)) == 0
-        whole[env] = outcome(saves.run_folder(place / env)), time.monotonic() - start
-    return whole
+def load(folder):
+    """Run.load without its warnings: this process has other threads than the saved one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sac.Run.load(folder)
 
 
 def outcome(folder):
-    names = sorted(path.name for path in folder.iterdir())
-    return saves.contents(saves.load(folder)), saves.table(folder), names
+    """All that a run has learned, stored and reported; its table; and its files."""
+    run = load(folder)
+    contents = flat(run.agent.state_dict()), flat(run.buffer.state_dict())
+    with open(folder / "progress.csv", newline="") as file:
+        rows = learned(csv.DictReader(file))
+    names = {path.name for path in folder.iterdir() if path.suffix != ".tmp"}
+    return {"contents": (contents, learned(run.history)), "rows": rows, "files": names}
+
+
+def run_folder(place):
+    """The only folder below in which a run was saved."""
+    (path,) = place.rglob("checkpoint.pt")
+    return path.parent
+
+
+def whole_runs(place):
+    """For each environment: the outcome of a run that nothing interrupts, and its seconds."""
+    torch.set_num_threads(1)
+    torch.optim.Adam([torch.zeros(1)])  # imports a thousand modules
+    for env in ENVS:
+        sac.make_env(env)
+    sac.plot_runs = quick_picture
+    quick_picture([]).savefig(io.BytesIO())
+    whole = {}
+    for env in ENVS:
+        (place / env).mkdir()
+        code, marks, *seconds = live(env, place / env)
+        assert code == 0 and marks.count(b"()") > 1, (place / env / "output.txt").read_text()
+        whole[env] = outcome(run_folder(place / env)), marks.count(b"("), *seconds
+    return whole
 
 
 def kill_once(draw, place, whole, counts):
     """One run, killed up to three times and resumed each time by the same command."""
     env = draw.choice(list(whole))
-    right, seconds = whole[env]
+    right, saves, seconds, longest = whole[env]
     for _ in range(draw.randint(1, 3)):
-        kill, kill_after = random_kill(draw, seconds)
-        preparation = functools.partial(prepare, kill)
-        code = saves.live(saves.command(env), place, preparation, kill_after)
+        how = {
+            "after": {"after": draw.uniform(0, 1.1 * seconds)},
+            "in_save": {"in_save": (draw.randint(1, saves), draw.uniform(0, longest))},
+            "kill": {"kill": (draw.choice(["replace", "fsync"]), draw.randint(1, 4 * saves),
+                              draw.random() < 0.5)},
+        }  # fmt: skip
+        code, marks, *_ = live(env, place, **how[draw.choice(list(how))])
         if code == 0:
             counts["kills that came too late"] += 1
             break
         assert code == -signal.SIGKILL, f"exit code {code}"
-        counts[f"killed {where_it_died(place)}"] += 1
+        where = "inside a save" if marks.endswith(b"(") else "elsewhere"
+        counts[f"killed {where if marks else 'before its first save'}"] += 1
     if code:
-        code = saves.live(saves.command(env), place)
+        code = live(env, place)[0]
     assert code == 0, f"exit code {code} after the kills"
-    found = outcome(saves.run_folder(place))
-    for name, a, b in zip(("contents", "progress.csv", "files"), found, right):
-        assert a == b, f"other {name} than those of an uninterrupted run"
+    found = outcome(run_folder(place))
+    for name in right:
+        assert found[name] == right[name], f"{env}: other {name} than those of a whole run"
     counts["resumed to an identical end"] += 1
 
 
 # Files that are spoilt
+
+PATIENCE = 60  # seconds until a spoilt folder counts as a hang
+SPOILT = {"checkpoint.pt": 6, "config.json": 1, "progress.csv": 1, "learning_curve.png": 1}
+WAYS = {"bit": 4, "byte": 4, "bytes": 2, "digit": 4, "cut": 2, "zeros": 2, "longer": 1, "gone": 0.5,
+        "other": 1, "folder": 0.5, "lines": 4}  # fmt: skip
 
 
 def silent_main(*argv):
@@ -142,36 +248,26 @@ def go_on(folder):
         assert errors.count("\n") == 1 and errors.startswith("sac.py: "), errors
         return "refused"
     assert code == 0, f"exit code {code}: {errors}"
-    assert (folder / "checkpoint.pt").is_file(), "nothing was saved"
-    return saves.contents(saves.load(folder))
+    return outcome(folder)["contents"]
 
 
-def originals(place):
-    """Two run folders, seeds 1 and 2, saved at step 200; and how the first goes on."""
+def original(folder):
+    """Trains a run folder, saved at step 200; how a copy of it goes on."""
     draw = sac.plot_runs
-    quick = saves.quick_picture
-    sac.plot_runs = lambda runs: (quick if isinstance(runs[0], sac.Run) else draw)(runs)
-    flags = "--env Pendulum-v1 --steps 200 --log-every 10".split()
-    for seed in (1, 2):
-        out = ("--seed", seed, "--out", place / str(seed))
-        code, errors = silent_main(*saves.COMMON.split(), *flags, *out)
-        assert code == 0, errors
-    shutil.copytree(place / "1", place / "end")
-    return go_on(place / "end")
+    sac.plot_runs = lambda runs: (quick_picture if isinstance(runs[0], sac.Run) else draw)(runs)
+    code, errors = silent_main("--env", "Pendulum-v1", "--steps", 200, *FLAGS, "--out", folder)
+    assert code == 0, errors
+    return go_on(Path(shutil.copytree(folder, folder.with_name("end"))))
 
 
-def spoil(draw, folder, other):
+def spoil(draw, folder):
     """Changes one file of the folder; says how."""
-    kind = draw.choices(list(SPOILT), SPOILT.values())[0]
-    path = {"replay": folder / "replay-200.npy", "picture": folder / "learning_curve.png"}.get(
-        kind, folder / kind
-    )
+    path = folder / draw.choices(list(SPOILT), SPOILT.values())[0]
     data = bytearray(path.read_bytes())
     ends = [range(min(160, len(data))), range(max(0, len(data) - 3000), len(data))]
     place = draw.choice(draw.choice([*ends, range(len(data))]))  # headers and directories often
-    ways = ["bit", "byte", "bytes", "digit", "cut", "zeros", "longer", "gone", "other", "folder"]
-    ways += ["lines"] if kind in ("config.json", "progress.csv") else []
-    way = draw.choices(ways, [4, 4, 2, 4, 2, 2, 1, 0.5, 1, 0.5, 4][: len(ways)])[0]
+    ways = [way for way in WAYS if way != "lines" or path.suffix in (".json", ".csv")]
+    way = draw.choices(ways, [WAYS[way] for way in ways])[0]
     if way == "bit":
         data[place] ^= 1 << draw.randrange(8)
     elif way == "byte":
@@ -190,14 +286,12 @@ def spoil(draw, folder, other):
     elif way == "longer":
         data += draw.randbytes(draw.choice([1, 22, 1000, 70000]))
     elif way == "other":
-        source = draw.choice([other / path.name, *folder.iterdir()])
-        data = bytearray(source.read_bytes())
+        data = draw.choice([x for x in folder.iterdir() if x != path]).read_bytes()
     elif way == "lines":
         lines = data.decode().splitlines(keepends=True)
-        lines = draw.choice(
-            [lines + lines, lines[::-1], lines[::2], draw.sample(lines, len(lines))]
-        )
-        data = bytearray("".join(lines).encode())
+        shuffled = draw.sample(lines, len(lines))
+        lines = draw.choice([lines + lines, lines[::-1], lines[::2], shuffled])
+        data = "".join(lines).encode()
     if way in ("gone", "folder"):
         path.unlink()
         if way == "folder":
@@ -211,14 +305,14 @@ class Hang(BaseException):
     """Not an Exception, which sac.py may well catch."""
 
 
-def fuzz_once(draw, place, originals, right, counts):
+def fuzz_once(draw, place, source, right, counts):
     """One spoilt copy of a run folder, resumed; and drawn, if it is still a folder of text."""
 
     def hang(*_):
         raise Hang(f"no end after {PATIENCE} s")
 
-    folder = Path(shutil.copytree(originals / "1", place / "run"))
-    told = spoil(draw, folder, originals / "2")
+    folder = Path(shutil.copytree(source, place / "run"))
+    told = spoil(draw, folder)
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     signal.signal(signal.SIGALRM, hang)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
@@ -245,8 +339,8 @@ def fuzz_once(draw, place, originals, right, counts):
 def long_run(steps):
     """Speed by CPU time, which other programs do not change, and memory, at the start and end."""
     config = sac.Config(
-        steps=steps, buffer_size=steps // 3, hidden=32, batch_size=32, warmup=1_000,
-        log_every=steps // 30, eval_every=steps, eval_episodes=1, device="cpu", threads=1,
+        steps=steps, buffer_size=steps // 3, hidden=32, batch_size=32, warmup=steps // 60,
+        log_every=steps // 30, eval_every=steps, eval_episodes=1, threads=1,
     )  # fmt: skip
     sac.configure_torch(config)
     run, speeds, memory, before = sac.Run(config), [], [], time.process_time()
@@ -260,14 +354,14 @@ def long_run(steps):
     full, end = memory[11], memory[-2]  # a little after the replay was full, and before the end
     line = f"{steps:,} steps, replay of {config.buffer_size:,}, 32 units, batch 32: "
     line += f"{first:.0f} steps a CPU second at first, {last:.0f} at last; "
-    return line + f"{full:.0f} MB with a full replay, {end:.0f} MB at the end", (
-        ["slower by a tenth"] if last < 0.9 * first else []
-    ) + (["memory grew"] if end > full + 10 else [])
+    line += f"{full:.0f} MB with a full replay, {end:.0f} MB at the end"
+    slower = ["slower by a tenth"] if last < 0.9 * first else []
+    return line, slower + (["memory grew"] if end > full + 10 else [])
 
 
 def large_save(times, place):
     """Seconds that a save of a full million takes, of HalfCheetah with the default networks."""
-    run = sac.Run(sac.Config(steps=1_000_000, device="cpu", threads=1), folder=place / "run")
+    run = sac.Run(sac.Config(steps=1_000_000, threads=1), folder=place / "run")
     run.buffer.rows.uniform_(-1, 1)
     run.buffer.added = 1_000_000
     seconds = []
@@ -290,22 +384,40 @@ def main():
     parser.add_argument("--times", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first time")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the summary")
     flags = parser.parse_args()
     counts, failures, start = collections.Counter(), [], time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="soak-"))
-    memory = functools.partial(resource.getrusage, resource.RUSAGE_SELF)
-    if flags.what in ("long", "save"):
-        once = functools.partial(large_save, place=root) if flags.what == "save" else long_run
-        line, failures = once(flags.times)
-        shutil.rmtree(root)
-        return finish(flags.what, line, failures, start)
-    if flags.what == "kill":
-        (root / "whole").mkdir()
-        once = functools.partial(kill_once, whole=whole_runs(root / "whole"))
+    if flags.what == "long":
+        line, failures = long_run(flags.times)
+    elif flags.what == "save":
+        line, failures = large_save(flags.times, root)
     else:
-        right = originals(root)
-        once = functools.partial(fuzz_once, originals=root, right=right)
-    first_peak = memory().ru_maxrss
+        (root / "whole").mkdir()
+        if flags.what == "kill":
+            once = functools.partial(kill_once, whole=whole_runs(root / "whole"))
+        else:
+            source = root / "whole" / "run"
+            once = functools.partial(fuzz_once, source=source, right=original(source))
+        many_times(once, flags, root, counts, failures)
+        line = f"{flags.what}: seed {flags.seed}, times {flags.times}, failed {len(failures)}; "
+        line += ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
+    if not failures or flags.what in ("long", "save"):
+        shutil.rmtree(root)
+    names = ("torch", "gymnasium", "numpy", "mujoco")
+    checksum = zlib.crc32(Path(sac.__file__).read_bytes())
+    about = [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)]
+    about += [platform.system(), f"sac.py {checksum:08x}", f"{time.monotonic() - start:.0f} s"]
+    summary = "\n".join([line, ", ".join(about), *failures])
+    print(summary)
+    (flags.out / f"soak-{flags.what}.txt").write_text(summary + "\n")
+    return 1 if failures else 0
+
+
+def many_times(once, flags, root, counts, failures):
+    """Calls once(draw, place, counts=counts) so many times, each in a new folder."""
+    usage = functools.partial(resource.getrusage, resource.RUSAGE_SELF)
+    first_peak = usage().ru_maxrss
     for i in range(flags.first, flags.first + flags.times):
         place = root / f"time{i}"
         place.mkdir()
@@ -316,27 +428,9 @@ def main():
             failures.append(f"number {i}: {error}")
             print(f"{failures[-1]} (kept in {place})", flush=True)
             traceback.print_exc()
-    grown = (memory().ru_maxrss - first_peak) * (1 if sys.platform == "darwin" else 1024)
+    grown = (usage().ru_maxrss - first_peak) * (1 if sys.platform == "darwin" else 1024)
     if grown > 1e9:
         failures.append(f"the process grew by {grown / 1e9:.1f} GB")
-    if not failures:
-        shutil.rmtree(root)
-
-    line = f"{flags.what}: seed {flags.seed}, times {flags.times}, failed {len(failures)}; "
-    line += ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
-    return finish(flags.what, line, failures, start)
-
-
-def finish(what, line, failures, start):
-    """Prints and keeps what came out; returns the exit code."""
-    names = ("torch", "gymnasium", "numpy", "mujoco")
-    checksum = zlib.crc32(Path(sac.__file__).read_bytes())
-    about = [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)]
-    about += [platform.system(), f"sac.py {checksum:08x}", f"{time.monotonic() - start:.0f} s"]
-    summary = "\n".join([line, ", ".join(about), *failures])
-    print(summary)
-    (RESULTS / f"soak-{what}.txt").write_text(summary + "\n")
-    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import re
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -253,8 +254,10 @@ def worker(who, threads, steps):
     result["steps_per_second"] = round(steps / seconds, 2)
     names = ("torch", "gymnasium", "mujoco", "numpy", "stable_baselines3", "sbx", "jax")
     versions = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
+    versions["python"] = platform.python_version()
     if "sac" in sys.modules:
-        versions |= sys.modules["sac"].versions("cuda" if who == "sac-cuda" else "cpu")
+        source = Path(sys.modules["sac"].__file__).read_bytes()
+        versions["sac.py"] = f"{zlib.crc32(source):08x}"
     print(json.dumps(result | {"versions": versions}))
 
 
@@ -309,7 +312,7 @@ def compare(rounds, steps, thread_counts, out):
             file.flush()
             print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     flop = f"The floor is {rows[-1]['flop'] / 1e6:.1f} million operations an update."
-    shown = ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("threads", "device"))
+    shown = ", ".join(f"{k} {v}" for k, v in versions.items())
     text = f"{table(rows)}\n\n{flop}\n\n{where}; {shown}.\n"
     (out / "speed.md").write_text(text)
     print("\n" + text)

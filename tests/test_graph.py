@@ -1,4 +1,4 @@
-"""The update as a CUDA graph: on a GPU itself; anywhere, on a stand-in with a graph's traps.
+"""benchmarks/cuda_graph.py: on a GPU itself; anywhere, on a stand-in with a CUDA graph's traps.
 
 The stand-in records the operations that torch dispatches and repeats them on the same memory,
 undoing what recording has changed. As in a graph, Python does not run again. What it cannot show
@@ -6,9 +6,9 @@ is whether CUDA agrees to record the operations, and how fast they are.
 """
 
 import contextlib
-from types import SimpleNamespace
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import TINY, learned, make_agent, make_batch
@@ -17,6 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sac
+
+sys.path.insert(0, str(Path(sac.__file__).parent / "benchmarks"))
+import cuda_graph
 
 BATCH = 32
 # These read a result back, which a recording cannot (normal looks whether each deviation is >= 0)
@@ -27,10 +30,10 @@ def memory(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
-class Graph(TorchDispatchMode):
+class StandIn(TorchDispatchMode):
     """In place of torch.cuda.CUDAGraph."""
 
-    recording = False
+    recording, replays = False, 0
 
     def __init__(self):
         super().__init__()
@@ -53,12 +56,12 @@ class Graph(TorchDispatchMode):
         return result
 
     def __enter__(self):
-        Graph.recording, self.states = True, [(g, g.get_state()) for g in self.generators]
+        StandIn.recording, self.states = True, [(g, g.get_state()) for g in self.generators]
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        Graph.recording = False
+        StandIn.recording = False
         for tensor, before in reversed(self.undo):
             tensor.data.copy_(before)
         for generator, state in self.states:
@@ -66,6 +69,7 @@ class Graph(TorchDispatchMode):
 
     @torch.no_grad()
     def replay(self):
+        StandIn.replays += 1
         for function, args, kwargs, result in self.calls:
             for old, new in zip(tree_leaves(result), tree_leaves(function(*args, **kwargs))):
                 if isinstance(old, torch.Tensor) and memory(old) != memory(new):
@@ -79,14 +83,15 @@ class Stream:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(StandIn, "replays", 0)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandIn)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
 
     def complain(adam, *_):  # as torch.optim does where there is a GPU
-        assert adam.param_groups[0]["capturable"] == Graph.recording
+        assert adam.param_groups[0]["capturable"] == StandIn.recording
 
     hook = register_optimizer_step_pre_hook(complain)
     yield
@@ -95,7 +100,9 @@ def stand_in(monkeypatch):
 
 def agent_and_buffer(device, variant):
     """An agent, and a buffer of 40 transitions."""
-    agent = make_agent(variant=variant, device=device, batch_size=BATCH, tau=0.2, actor_samples=2)
+    samples = 2 if variant == "reinforce" else 1
+    settings = {"batch_size": BATCH, "tau": 0.2, "actor_samples": samples}
+    agent = make_agent(variant=variant, device=device, **settings)
     buffer = sac.ReplayBuffer(3, 2, 200, seed=1, device=device)
     fill(buffer, 40)
     return agent, buffer
@@ -107,26 +114,24 @@ def fill(buffer, n, seed=0):
 
 
 def check_agreement(device, variant, tolerance):
-    """Twelve updates by hand and from graphed_updates, from the same state and noise."""
+    """Twelve updates by hand and by cuda_graph.Graph, from the same state and noise."""
     eager, eager_buffer = agent_and_buffer(device, variant)
     graphed, graphed_buffer = agent_and_buffer(device, variant)
-    updates = sac.graphed_updates(graphed, graphed_buffer, graphed.config)
+    graph = cuda_graph.Graph(graphed, graphed_buffer)
     for n in range(12):
         for buffer in (eager_buffer, graphed_buffer):
             fill(buffer, 10, seed=n)  # its length must not be what it was while recording
         eager.log_alpha.data += 0.1  # as a notebook may
         graphed.log_alpha.data += 0.1
-        right_batch = eager_buffer.sample(BATCH)
-        right_metrics = eager.update(right_batch)
-        batch, metrics = next(updates)
-        expected = [*right_batch, right_metrics, eager.state_dict()]
-        actual = [*batch, metrics, graphed.state_dict()]
+        expected = [eager.update(eager_buffer.sample(BATCH)), eager.state_dict()]
+        actual = [graph.update(graph.sample(BATCH)), graphed.state_dict()]
         for old, new in zip(tree_leaves(expected), tree_leaves(actual), strict=True):
             if isinstance(old, torch.Tensor):
                 torch.testing.assert_close(new, old, atol=tolerance, rtol=tolerance)
             else:
                 assert new == old, (n, old, new)
     assert graphed.updates == 12
+    assert (graph.graph is None) == (variant == "hard-target")
 
 
 @pytest.mark.parametrize("variant", sac.VARIANTS)
@@ -136,41 +141,43 @@ def test_graphed_updates_repeat_the_eager_ones(variant, stand_in):
     check_agreement("cpu", variant, 0)
 
 
-def test_run_on_a_gpu_yields_the_same_rows(stand_in, monkeypatch):
-    """Catches a Run that never reaches the graph, and rows made of what the next update left."""
-    config = sac.Config(env="Pendulum-v1", steps=260, eval_every=130, **TINY)
-    expected = learned(list(sac.Run(config)))
-    run, cpu = sac.Run(config), torch.device("cpu")
-    act, replays = run.agent.act, []
-    monkeypatch.setattr(Graph, "replay", lambda self, f=Graph.replay: replays.append(f(self)))
-
-    def act_on_the_cpu(obs, deterministic=False):
-        with monkeypatch.context() as patch:
-            patch.setattr(run.agent, "device", cpu)
-            return act(obs, deterministic)
-
-    run.agent.act, run.agent.device = act_on_the_cpu, SimpleNamespace(type="cuda")
-    rows = [next(iter(run)), next(iter(run))]  # a new iteration records anew
-    assert learned([*rows, *run]) == expected
-    assert run.agent.updates == 260 - TINY["warmup"]
-    assert len(replays) == run.agent.updates - 3 * 3
+def test_a_graphed_run_yields_the_rows_of_an_eager_one(stand_in):
+    """Catches a GraphedRun that never reaches the graph, rows made of what a later update left,
+    and a comparison that would not see it if both did not learn the same."""
+    config = sac.Config(env="Pendulum-v1", steps=220, **TINY)
+    eager, graphed = sac.Run(config), cuda_graph.GraphedRun(config)
+    *speeds, apart = cuda_graph.compare(eager, graphed)
+    assert learned(graphed.history) == learned(eager.history) and apart == 0
+    assert graphed.agent.updates == 220 - TINY["warmup"] == StandIn.replays + 3
+    assert min(speeds) > 0
+    other = sac.Config(env="Pendulum-v1", steps=220, **TINY, critic_lr=1e-2)
+    assert cuda_graph.compare(sac.Run(config), cuda_graph.GraphedRun(other))[-1] > 0.1
 
 
-def test_a_run_goes_on_after_an_interrupt_in_a_replay(stand_in, monkeypatch):
-    """Catches a generator that the interrupt has ended and that is asked for more."""
-    run = sac.Run(sac.Config(env="Pendulum-v1", steps=120, **TINY))
-    replay = Graph.replay
-    run.agent.device, run.agent.act = SimpleNamespace(type="cuda"), lambda *_, **__: np.zeros(1)
+def test_python_inside_an_update_freezes(stand_in):
+    """Catches a module docstring that is no longer true: if a schedule did not freeze, nothing
+    would keep the graph out of sac.py."""
+    agent, buffer = agent_and_buffer("cpu", "sac")
+    update, rates = agent.update, []
 
-    def interrupt(graph):
-        monkeypatch.setattr(Graph, "replay", replay)
-        raise KeyboardInterrupt
+    def scheduled(batch):
+        rates.append(1e-3 / (1 + agent.updates))
+        agent.actor_optimizer.param_groups[0]["lr"] = rates[-1]
+        return update(batch)
 
-    monkeypatch.setattr(Graph, "replay", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        list(run)
-    list(run)
-    assert run.finished and run.agent.updates >= 120 - TINY["warmup"] - 1
+    agent.update = scheduled
+    graph = cuda_graph.Graph(agent, buffer)
+    for _ in range(8):
+        graph.update(graph.sample(BATCH))
+    assert agent.updates == 8 and len(rates) == 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_benchmark_says_so_in_one_line(capsys):
+    """Catches a traceback, or a run on the CPU whose numbers look like those of a graph."""
+    assert cuda_graph.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "no GPU" in err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

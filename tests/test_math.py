@@ -93,6 +93,7 @@ VALUES_BY_HAND = {  # gamma 0.9, rewards times 2, alpha 0.5; one row where each 
     "double-q": [[2, 4 + 0.9 * (3 - 0.5 * 0.4)], [2, 4 + 0.9 * (7 - 0.5 * 0.4)]],
     "no-entropy": [[2, 4 + 0.9 * 3]],
     "ddpg": [[2, 4 + 0.9 * 7]],
+    "smooth-noise": [[2, 4 + 0.9 * (3 - 0.5 * 0.4)]],
 }
 
 

@@ -355,7 +355,7 @@ def test_a_run_saved_inside_an_episode_says_so_and_begins_a_new_one(tmp_path):
 
 
 def test_saving_overwrites_nothing_and_keeps_one_save(tmp_path):
-    """Catches a folder that loses another run, and replay files that pile up."""
+    """Catches a folder that loses another run, and files that pile up."""
     run = train(steps=100, folder=tmp_path / "run", save_every=1)
     with pytest.raises(sac.UsageError, match="exists"):
         sac.Run(run.config, folder=tmp_path / "run")
@@ -365,7 +365,7 @@ def test_saving_overwrites_nothing_and_keeps_one_save(tmp_path):
     assert list((tmp_path / "other").iterdir()) == []
     run = train(env=Clock, steps=100, folder=tmp_path / "clock", save_every=30)
     names = {path.name for path in (tmp_path / "clock").iterdir()}
-    kept = "config.json progress.csv checkpoint.pt replay-100.npy learning_curve.png"
+    kept = "config.json progress.csv checkpoint.pt learning_curve.png"
     assert names == set(kept.split())
 
 
@@ -401,9 +401,9 @@ class Broken(Clock):
 def test_nan_and_infinity_stop_a_run_at_their_step(what, value):
     """Catches a NaN that is stored, learned, and seen thousands of steps later, if ever."""
     run = sac.Run(sac.Config(**PENDULUM), env=lambda: Broken(what, value))
-    with pytest.raises(sac.Diverged, match=f"{what}.* step 95"):
+    with pytest.raises(FloatingPointError, match=f"{what}.* step 95"):
         list(run)
-    assert len(run.buffer) == 94
+    assert run.step == 95
 
 
 def test_nan_in_the_first_observation_of_an_episode_is_named_too():
@@ -414,68 +414,32 @@ def test_nan_in_the_first_observation_of_an_episode_is_named_too():
             obs, info = super().reset(seed=seed)
             return obs * np.nan, info
 
-    with pytest.raises(sac.Diverged, match="observation"):
+    with pytest.raises(FloatingPointError, match="observation"):
         list(sac.Run(sac.Config(**PENDULUM), env=Bad))
 
 
 @pytest.mark.parametrize("log_every", [20, 300])
-def test_an_infinite_loss_stops_the_run_at_the_next_row(log_every):
+def test_an_infinite_loss_stops_the_run_at_its_step(log_every):
     """Catches a run that goes on after a loss overflowed, also if that was long before the row:
     Adam's moments then are infinite and nothing is learned any more, at losses that look right."""
     config = {"steps": 1000, "log_every": log_every, "eval_every": 1000, "buffer_size": 64}
     run = sac.Run(sac.Config(**(PENDULUM | config)), env=lambda: Broken("reward", 1e30))
-    with pytest.raises(sac.Diverged, match="loss.* step (1[0246]0|300)"):
-        while run.step < 300:
-            next(iter(run))
+    with pytest.raises(FloatingPointError, match="loss at step (9[5-9]|1[0-5][0-9])"):
+        list(run)
 
 
-@pytest.mark.parametrize(
-    "words, changes, env",
-    [
-        ("mean .Q. has passed 100,000", {"critic_lr": 0.1}, lambda: Clock(reward=1e6)),
-        ("alpha has passed 1,000", {"target_entropy": 9.0, "alpha_lr": 0.005, "gamma": 0.1}, Clock),
-    ],
-)
-def test_growth_beyond_reason_is_told_once(words, changes, env):
-    """Catches a run that diverges in silence, and a warning that fills the screen."""
-    run = sac.Run(sac.Config(**(PENDULUM | {"log_every": 50, "steps": 2000} | changes)), env=env)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("default")
-        rows = [row for row in run if run.step % 500 == 0]
-    assert len(told) == 1 and re.search(words, str(told[0].message))
-    assert max(abs(rows[-1]["q_mean"]) / 1e5, rows[-1]["alpha"] / 1e3) > 1
-
-
-def test_more_replay_than_there_is_memory_is_told_before_training(monkeypatch):
-    """Catches a machine that dies after an hour, for want of a number that was known before."""
-    monkeypatch.setattr(sac, "free_memory", lambda: 10_000)
-    with pytest.warns(UserWarning, match="replay grows to .* --buffer-size"):
-        run = sac.Run(sac.Config(**PENDULUM))
-    assert run.step == 0
-    assert run.buffer.rows.nbytes == 4 * 450 * (3 + 1 + 1 + 3 + 1)
-
-
-def test_free_memory_is_a_plausible_number():
-    """Catches kilobytes taken for bytes."""
-    monkey = sac.free_memory()
-    assert monkey == np.inf or 2**27 < monkey < 2**47
-
-
-def test_a_run_without_its_replay_fills_it_again(tmp_path):
-    """Catches a resume that samples rows never stored, learns from few, or keeps quiet."""
-    run = sac.Run(sac.Config(**(PENDULUM | {"steps": 400})), folder=tmp_path / "run")
-    run.save_replay = False
-    for row in run:
-        if row["step"] == 200:
-            break
-    run.save()
-    assert not list((tmp_path / "run").glob("replay*"))
-    with pytest.warns(UserWarning, match="without its replay"):
-        again = sac.Run.load(tmp_path / "run")
-    assert again.agent.updates == 150 and len(again.buffer) == 0
-    list(again)
-    assert again.agent.updates == 150 + 400 - 200 - TINY["warmup"] and len(again.buffer) == 200
-    assert not list((tmp_path / "run").glob("replay*"))
+def test_nothing_is_saved_after_nan(tmp_path):
+    """Catches a last good save that a poisoned one replaces."""
+    run = sac.Run(sac.Config(**PENDULUM), env=lambda: Broken("reward", np.nan))
+    for _ in range(60):
+        run.advance()
+    run.save(tmp_path / "run")
+    for again in range(2):
+        with pytest.raises(FloatingPointError):
+            list(run) if again == 0 else run.save()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert sac.Run.load(tmp_path / "run", env=Clock).step == 60
 
 
 def test_the_default_precision_is_that_of_float32_on_this_machine():
