@@ -1,11 +1,11 @@
 """Soft Actor-Critic (SAC) in one file, written to be read from top to bottom.
 
-    python sac.py --env HalfCheetah-v4                      train; everything is kept in runs/
-    python sac.py --play runs/HalfCheetah-v4/sac-seed1      watch what it has learned
-    python sac.py --env Hopper-v4 --variant single-q        change one idea and compare (--help)
+    python sac.py --env HalfCheetah-v4                      train; results go to runs/
+    python sac.py --play runs/HalfCheetah-v4/sac-seed1      play the trained policy
+    python sac.py --env Hopper-v4 --variant single-q        change one idea (--help lists them)
 
 Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905. All
-equation numbers are from there. This is its Algorithm 1, as `Run.advance` and `SAC.update` do it:
+equation numbers are from there. Its Algorithm 1, as `Run.advance` and `SAC.update` carry it out:
 
     initialise the policy phi and two critics theta; copy the critics into the targets theta'
     for each environment step:
@@ -22,17 +22,19 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Where it differs from the paper, why, and what that was worth on HalfCheetah-v4 (mean return after
-100,000 steps, seeds 11 to 13; XXXX as it stands):
-- The critics learn at 1e-3, not 3e-4: targets that move fast want critics that follow (XXXX).
-- The first 5,000 actions are uniform, without learning, so that the first batches are diverse
-  (XXXX with 1,000).
-- log_std is bent smoothly into [-20,2]; a hard clamp has no gradient outside (XXXX with a clamp).
-- Actions and entropies are in [-1,1] units, so that the target entropy -A means the same for every
-  environment (no difference here: HalfCheetah's own bounds are [-1,1]).
+Where it differs from the paper, why, and what undoing it did on HalfCheetah-v4 (mean of the last
+three evaluations in 100,000 steps: 6,836 and 6,950 as it stands, seeds 11 and 12):
+- The critics learn at 1e-3, not 3e-4: they have to keep up with moving targets (4,942 with 3e-4,
+  seed 11).
+- The first 5,000 actions are uniformly random and nothing is learned yet, so that early batches
+  are diverse (6,311 and 5,378 with 1,000).
+- log_std is softly clamped to [-20,2], since a hard clamp has no gradient outside (6,619 with one,
+  seed 11: no clear difference).
+- Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
+  the same in every environment (none here: these are HalfCheetah's own bounds).
 """
 import argparse, contextlib, copy, csv, importlib.util, inspect, itertools, json, math, os, re
-import shutil, signal, sys, time, warnings, zipfile, zlib
+import shutil, signal, sys, time, traceback, warnings, zipfile, zlib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -47,29 +49,29 @@ from torch import nn
 # 1. Config: everything that defines a run
 @dataclass(frozen=True)
 class Config:
-    """Each field is also a flag, and its comment that flag's help. UsageError if out of range."""
+    """Every field is also a flag, with its comment as the help text. Bad values: UsageError."""
     env: str = "HalfCheetah-v4"  # gymnasium id with continuous actions, or module:Name-v0
-    variant: str = "sac"  # SAC with one idea changed: see the list below
-    seed: int = 1  # for weights, noise, replay, warm-up and environment
+    variant: str = "sac"  # which variant of SAC to train: see below
+    seed: int = 1  # seeds the weights, noise, replay, warm-up and environment
     steps: int = 100_000  # environment steps in total
-    stop_at: float | None = None  # end early, once the mean return of an evaluation is this high
+    stop_at: float | None = None  # stop early once an evaluation's mean return reaches this
     # The algorithm
-    warmup: int = 5_000  # first steps: uniformly random actions, no learning
+    warmup: int = 5_000  # initial steps with uniformly random actions and no learning
     batch_size: int = 256  # transitions per gradient step
     buffer_size: int = 1_000_000  # most recent transitions kept for replay
     hidden: int = 256  # units in each of the two hidden layers
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # how far the target networks move per update
+    tau: float = 0.005  # fraction by which the targets move towards the critics per update
     actor_lr: float = 3e-4  # learning rate of the policy
     critic_lr: float = 1e-3  # learning rate of the critics
     alpha_lr: float = 3e-4  # learning rate of the temperature
     alpha: float | None = None  # fixed temperature (default: learned)
-    target_entropy: float | None = None  # nats the learned temperature aims for (default: -A)
+    target_entropy: float | None = None  # nats that a learned alpha aims for (default: -A)
     reward_scale: float = 1.0  # multiplies the rewards the critics learn from
     updates_per_step: int = 1  # gradient steps per environment step
-    actor_samples: int = 1  # actions per state in the policy gradient of variant reinforce
-    # Reports and machine
-    log_every: int = 500  # steps between rows
+    actor_samples: int = 1  # actions sampled per state (variant reinforce only)
+    # Logging and hardware
+    log_every: int = 500  # steps between log rows
     eval_every: int = 5_000  # steps between evaluations
     eval_episodes: int = 10  # episodes per evaluation
     save_every: int = 50_000  # steps between saves
@@ -78,55 +80,43 @@ class Config:
     matmul_precision: str = "auto"  # highest, high, medium; auto: medium if exact, else highest
 
     def __post_init__(self):
-        for field in fields(self):  # plain numbers and text, even if they come from numpy
+        for field in fields(self):  # turns text and numpy numbers into plain ones
             value = check(field.name, field.type, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         if self.actor_samples > 1 and self.variant != "reinforce":
-            raise UsageError("--actor-samples is for --variant reinforce alone")
+            raise UsageError("--actor-samples only applies to --variant reinforce")
         if self.alpha and self.variant in ("no-entropy", "ddpg"):
-            raise UsageError(f"--variant {self.variant} has alpha 0: leave --alpha out")
+            raise UsageError(f"--variant {self.variant} fixes alpha at 0: drop --alpha")
 
 
 # 2. Actor: a Gaussian squashed by tanh
-def linear(inputs, outputs, generator):
-    """nn.Linear with its usual initial weights, but drawn from `generator`."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=generator.device)
-    for p in layer.parameters():
-        nn.init.uniform_(p, -(inputs**-0.5), inputs**-0.5, generator=generator)
-    return layer
-
-
-def mlp(layer, inputs, hidden, outputs, generator):
-    """Two hidden layers with ReLU. `layer` is `linear`, or `TwinLinear` for two of them at once."""
-    return nn.Sequential(
-        layer(inputs, hidden, generator), nn.ReLU(inplace=True),
-        layer(hidden, hidden, generator), nn.ReLU(inplace=True),
-        layer(hidden, outputs, generator))
-
+def mlp(layer, inputs, hidden, outputs):
+    """Two hidden layers with ReLU. `layer` is nn.Linear, or TwinLinear for both critics at once."""
+    return nn.Sequential(layer(inputs, hidden), nn.ReLU(inplace=True),
+                         layer(hidden, hidden), nn.ReLU(inplace=True), layer(hidden, outputs))
 
 def squash(u, mean, log_std):
     """u (...,A) ~ N(mean, exp(log_std)^2) -> action tanh(u) (...,A) and its log-density (...).
 
     Change of variables: log pi(a) = log N(u) - log |da/du|, summed over A (Appendix C), where
-    da/du = 1 - tanh(u)^2. In float32 that slope rounds to 0 from |u| = 9 on. It also equals
-    4 e^-2u / (1 + e^-2u)^2, whose logarithm is accurate for every u, and so is its gradient.
+    da/du = 1 - tanh(u)^2. In float32 this rounds to 0 once |u| exceeds about 9. We use what is
+    identical, 4 e^-2u / (1 + e^-2u)^2: its logarithm and gradient are accurate for every u.
     """
     log_normal = -0.5 * ((u - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # (...,A)
     return torch.tanh(u), (log_normal - log_slope).sum(-1)
-
 
 class Actor(nn.Module):
     """The policy pi(a|s)."""
     def __init__(self, obs_dim, action_dim, hidden, generator):
         super().__init__()
         self.generator = generator
-        self.net = mlp(linear, obs_dim, hidden, 2 * action_dim, generator)
+        self.net = mlp(nn.Linear, obs_dim, hidden, 2 * action_dim)
 
     def forward(self, obs):
         """obs (B,O) -> mean (B,A) and log_std (B,A) of the Gaussian before tanh."""
         mean, raw = self.net(obs).chunk(2, -1)
-        return mean, -20 + F.softplus(22 - F.softplus(2 - raw))  # raw, bent smoothly into [-20,2]
+        return mean, -20 + F.softplus(22 - F.softplus(2 - raw))  # raw, softly clamped to [-20,2]
 
     def sample(self, obs):
         """obs (B,O) -> action (B,A) and log_prob (B,); gradients flow through both."""
@@ -141,24 +131,23 @@ class Actor(nn.Module):
 
 # 3. TwinCritic: both Q-functions as one batched network
 class TwinLinear(nn.Module):
-    """One independent linear layer per critic, in one call: x (2,B,inputs) -> (2,B,outputs)."""
+    """One linear layer per critic, in one batched product: x (2,B,inputs) -> (2,B,outputs)."""
     critics = 2
 
-    def __init__(self, inputs, outputs, generator):
+    def __init__(self, inputs, outputs):
         super().__init__()
-        layers = [linear(inputs, outputs, generator) for _ in range(self.critics)]
+        layers = [nn.Linear(inputs, outputs) for _ in range(self.critics)]
         self.weight = nn.Parameter(torch.stack([layer.weight.T for layer in layers]))  # (2,in,out)
         self.bias = nn.Parameter(torch.stack([layer.bias[None] for layer in layers]))  # (2,1,out)
 
     def forward(self, x):
         return torch.baddbmm(self.bias, x, self.weight)
 
-
 class TwinCritic(nn.Module):
-    """Q_1(s,a) and Q_2(s,a), which share nothing but the call."""
-    def __init__(self, obs_dim, action_dim, hidden, generator):
+    """Q_1(s,a) and Q_2(s,a), which share no weights."""
+    def __init__(self, obs_dim, action_dim, hidden):
         super().__init__()
-        self.net = mlp(TwinLinear, obs_dim + action_dim, hidden, 1, generator)
+        self.net = mlp(TwinLinear, obs_dim + action_dim, hidden, 1)
 
     def forward(self, obs, action):
         """obs (B,O), action (B,A) -> q (2,B)."""
@@ -168,11 +157,10 @@ class TwinCritic(nn.Module):
 
 # 4. SAC: the losses and the update
 def descend(loss, optimizer):
-    """One gradient step. Only this optimizer's parameters get a gradient, no other network's."""
+    """One gradient step. Only this optimizer's own parameters get a gradient (`inputs`)."""
     optimizer.zero_grad()
     loss.backward(inputs=optimizer.param_groups[0]["params"])
     optimizer.step()
-
 
 @torch.no_grad()
 def blend(target, online, tau):
@@ -180,37 +168,40 @@ def blend(target, online, tau):
     for old, new in zip(target.parameters(), online.parameters()):
         old.lerp_(new, tau)
 
-
 class SAC:
-    """The agent: networks, temperature, and how they learn."""
+    """Soft Actor-Critic as in the paper."""
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
         self.device = torch.device(config.device)
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator)
-        self.critic = self.make_critic()
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)  # for all noise
+        with torch.random.fork_rng(devices=[]):  # initial weights, without touching global state
+            torch.manual_seed(config.seed)
+            self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(self.device)
+            self.critic = self.make_critic().to(self.device)
+            if config.device == "cpu":
+                self.generator.set_state(torch.get_rng_state())  # goes on where the weights ended
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
         learned = config.alpha is None
         alpha = torch.tensor(1.0 if learned else config.alpha, device=self.device)
-        self.log_alpha = alpha.log().requires_grad_()  # its logarithm is learned, so alpha > 0
+        self.log_alpha = alpha.log().requires_grad_()  # we learn log(alpha): alpha stays > 0
         target = config.target_entropy
         self.target_entropy = -float(action_dim) if target is None else target
 
         adam = torch.optim.Adam
         self.critic_optimizer = adam(self.critic.parameters(), config.critic_lr, fused=True)
         self.actor_optimizer = adam(self.actor.parameters(), config.actor_lr, fused=True)
-        alpha_lr = config.alpha_lr if learned else 0.0  # rate 0 keeps a fixed temperature fixed
+        alpha_lr = config.alpha_lr if learned else 0.0  # a rate of 0 keeps it fixed
         self.alpha_optimizer = adam([self.log_alpha], alpha_lr, fused=True)
         self.updates = 0
         self.q_mean = torch.tensor(math.nan)  # for the log
 
     def make_critic(self):
-        return TwinCritic(self.obs_dim, self.action_dim, self.config.hidden, self.generator)
+        return TwinCritic(self.obs_dim, self.action_dim, self.config.hidden)
 
     @property
     def alpha(self):
-        """The temperature, a tensor (). Set it with agent.log_alpha.data.fill_(math.log(0.2))."""
+        """The temperature, a scalar tensor. Set it by agent.log_alpha.data.fill_(math.log(0.2))."""
         return self.log_alpha.exp()
 
     @torch.no_grad()
@@ -225,19 +216,19 @@ class SAC:
         return self.actor.noise(shape)
 
     def combine(self, q):
-        """q (2,B) -> (B,). The smaller one, here and for the actor, to curb overestimation."""
+        """q (2,B) -> (B,). The smaller Q, for target and actor alike, to curb overestimation."""
         return q.min(0).values
 
     def next_value(self, next_obs):
-        """V(s') = Q'(s',a') - alpha log pi(a'|s'), with a' from the policy as it is now (Eq. 3)."""
+        """V(s') = Q'(s',a') - alpha log pi(a'|s'), with a' from the current policy (Eq. 3)."""
         next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
         return self.combine(self.target_critic(next_obs, next_action)) - self.alpha * log_prob
 
     @torch.no_grad()
     def td_target(self, batch):
-        """y = r + gamma (1 - d) V(s'), without gradient: (B,), or (2,B) with one per critic."""
-        r, d, v = batch.reward, batch.terminated, self.next_value(batch.next_obs)
-        return self.config.reward_scale * r + self.config.gamma * (1 - d) * v
+        """y = r + gamma (1 - d) V(s'), a constant: (B,), or (2,B) if each critic has its own."""
+        r = self.config.reward_scale * batch.reward
+        return r + self.config.gamma * (1 - batch.terminated) * self.next_value(batch.next_obs)
 
     def critic_loss(self, batch):
         """J_Q = 1/2 E[(Q_1 - y)^2] + 1/2 E[(Q_2 - y)^2], a scalar (Eq. 5)."""
@@ -262,12 +253,12 @@ class SAC:
         blend(self.target_critic, self.critic, self.config.tau)
 
     def update(self, batch):
-        """One gradient step on everything (Algorithm 1). Returns what is logged: {name: tensor}."""
+        """One gradient step on each loss, then the targets (Algorithm 1). Returns what to log."""
         critic_loss = self.critic_loss(batch)
         descend(critic_loss, self.critic_optimizer)
 
         actor_loss, log_prob = self.actor_loss(batch.obs)
-        descend(actor_loss, self.actor_optimizer)
+        descend(actor_loss, self.actor_optimizer)  # the critics get no gradient
 
         alpha_loss = self.alpha_loss(log_prob)
         descend(alpha_loss, self.alpha_optimizer)
@@ -299,16 +290,15 @@ class SAC:
 
 # 5. Replay buffer
 class Batch(NamedTuple):
-    """Transitions as the losses read them, all float32."""
+    """A batch of transitions, all float32."""
     obs: torch.Tensor  # (B,O)
     action: torch.Tensor  # (B,A) in [-1,1]
     reward: torch.Tensor  # (B,)
     next_obs: torch.Tensor  # (B,O)
-    terminated: torch.Tensor  # (B,) 1 where the task itself ended, 0 where only time ran out
-
+    terminated: torch.Tensor  # (B,) 1 if the task itself ended, else 0, also at a time limit
 
 class ReplayBuffer:
-    """The last `capacity` transitions, one row each of a single array: a batch is one gather."""
+    """The last `capacity` transitions, each a row of one array, so that a batch is one gather."""
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
         rows = np.zeros((capacity, sum(self.widths)), np.float32)  # takes memory only as it fills
@@ -320,7 +310,7 @@ class ReplayBuffer:
         return min(self.added, len(self.rows))
 
     def add(self, obs, action, reward, next_obs, terminated):
-        """Stores (O,), (A,), float, (O,), bool in place of the oldest transition."""
+        """Stores a transition: (O,), (A,), float, (O,), bool. Once full, it replaces the oldest."""
         row = np.hstack([obs, action, reward, next_obs, terminated], dtype=np.float32)
         self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
         self.added += 1
@@ -335,7 +325,7 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a tensor of only these
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice would save all
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
@@ -346,10 +336,10 @@ class ReplayBuffer:
 
 # 6. Run: the training loop
 class Run:
-    """Training. Iterate over it, and it yields a row, a dict of floats, every `log_every` steps.
+    """The training loop: iterate over it, and it yields a row (a dict) every `log_every` steps.
 
-    Leave the loop and iterate again: it goes on where it stopped. `env`, a function that makes an
-    environment, replaces config.env. Nothing is saved without a `folder`, which must be new.
+    You can break out and iterate again to continue. `env`, a function that returns a new
+    environment, overrides config.env. Nothing is saved without a `folder`, which must be new.
     """
     def __init__(self, config, env=None, folder=None):
         if callable(env):
@@ -357,7 +347,7 @@ class Run:
         self.config = config
         self.env, self.eval_env = make_env(env or config.env), make_env(env or config.env)
         if self.env.unwrapped is self.eval_env.unwrapped:
-            raise UsageError("env must make a new environment each time it is called")
+            raise UsageError("env must return a new environment on every call")
         obs_dim, action_dim = self.env.observation_space.shape[0], self.env.action_space.shape[0]
         self.agent = VARIANTS[config.variant](obs_dim, action_dim, config)
         capacity = min(config.buffer_size, config.steps)
@@ -365,12 +355,12 @@ class Run:
         self.rng = np.random.default_rng(config.seed)  # for warm-up actions
         self.time_limit = getattr(self.env.spec, "max_episode_steps", None)
         self.step = 0
-        self.row = {**dict.fromkeys(COLUMNS, math.nan), "episodes": 0, "seconds": 0}  # the latest
+        self.row = {**dict.fromkeys(COLUMNS, math.nan), "episodes": 0, "seconds": 0}  # latest
         self.history = []  # a copy of the row at each report
-        self.obs = None  # None: the next step begins an episode
+        self.obs = None  # None: the next step starts an episode
         self.episode_length = 0
-        self.stop_by = None  # when to stop, if no episode ends before (a time.monotonic)
-        self.seen = {}  # numbers of the last step that must be finite
+        self.stop_by = None  # deadline (time.monotonic) if no episode ends sooner
+        self.seen = {}  # numbers of the last step, checked for NaN
         self.folder, self.saved_at = None, 0
         if folder is not None:
             self.save(folder)
@@ -379,12 +369,12 @@ class Run:
         start, clock = self.step, time.perf_counter()
         over = self.finished
         while not over:
-            if not self.row_is_due():  # it still is if its evaluation was interrupted
+            if not self.row_is_due():  # it still is after an interrupted evaluation
                 self.advance()
             row = self.report(start, clock) if self.row_is_due() else None
             over = self.finished or self.must_stop()
             waited, every = self.step - self.saved_at, self.config.save_every
-            overdue = waited >= every + (self.time_limit or every)  # then save inside an episode
+            overdue = waited >= every + (self.time_limit or every)  # don't wait for the episode
             try:
                 if self.folder and (over or overdue or (waited >= every and self.obs is None)):
                     self.save()
@@ -393,7 +383,7 @@ class Run:
             except OSError as error:
                 if over:
                     raise
-                warnings.warn(f"step {self.step}: {error}; training goes on")
+                warnings.warn(f"step {self.step}: {error}; training continues")
             if row:
                 yield row
                 start, clock = self.step, time.perf_counter()
@@ -402,7 +392,7 @@ class Run:
     def advance(self):
         """One environment step of Algorithm 1, with the gradient steps that follow it."""
         c, obs = self.config, self.obs
-        self.obs = None  # should an interrupt come in here, a new episode begins
+        self.obs = None  # if interrupted below, the next call starts a new episode
         if obs is None:
             obs, _ = self.env.reset(seed=c.seed if self.step == 0 else None)
             self.episode_return, self.episode_length = 0.0, 0
@@ -421,8 +411,8 @@ class Run:
         self.buffer.add(obs, action, reward, next_obs, terminated)
 
         # Learn
-        self.seen = {"observation": np.abs([obs, next_obs]).max(), "action": np.abs(action).max()}
-        self.seen["reward"] = reward
+        self.seen = {"observation": np.abs([obs, next_obs]).max(), "action": np.abs(action).max(),
+                     "reward": reward}
         if self.step > c.warmup:
             for _ in range(c.updates_per_step):
                 metrics = self.agent.update(self.buffer.sample(c.batch_size))
@@ -445,9 +435,9 @@ class Run:
                 raise FloatingPointError(f"NaN or infinity in the {name} at step {self.step}")
 
     def report(self, start, clock):
-        """Adds a row to the history, after an evaluation if due; None if that was stopped."""
+        """Evaluates if due, then adds a row to the history and returns it; None if interrupted."""
         c, row = self.config, self.row
-        if self.step > start:  # not if all that was missing is an evaluation
+        if self.step > start:  # unless only the evaluation was still to do
             row["steps_per_second"] = (self.step - start) / (time.perf_counter() - clock)
         if self.step % c.eval_every == 0 or self.step == c.steps:
             x = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1, self.must_stop)
@@ -455,15 +445,15 @@ class Run:
                 return None
             row.update(eval_return=x.mean(), eval_min=x.min(), eval_max=x.max())
             row["eval_step"] = self.step
-        row.update(step=self.step, seconds=row["seconds"] + time.perf_counter() - clock)
-        row.update(alpha=self.agent.alpha.item(), target_entropy=self.agent.target_entropy)
+        row.update(step=self.step, seconds=row["seconds"] + time.perf_counter() - clock,
+                   alpha=self.agent.alpha.item(), target_entropy=self.agent.target_entropy)
         self.history.append({name: float(x) for name, x in row.items()})
         return self.history[-1]
 
     def row_is_due(self):
-        c, reported = self.config, self.history[-1]["step"] if self.history else 0
+        c, reported = self.config, [row["step"] for row in self.history[-1:]]
         regular = self.step % c.log_every == 0 or self.step % c.eval_every == 0
-        return self.step > reported and (regular or self.step == c.steps)
+        return self.step > 0 and self.step not in reported and (regular or self.step == c.steps)
 
     def must_stop(self):
         asked = self.stop_by is not None
@@ -471,29 +461,28 @@ class Run:
 
     @property
     def evaluation(self):
-        """Mean, lowest and highest return of the last evaluation."""
+        """Mean, lowest and highest return of the latest evaluation."""
         return self.row["eval_return"], self.row["eval_min"], self.row["eval_max"]
 
     @property
     def finished(self):
         """Whether every step is done and reported, or an evaluation has reached `stop_at`."""
-        goal = math.inf if self.config.stop_at is None else self.config.stop_at
-        done = self.step >= self.config.steps and not self.row_is_due()
-        return done or self.evaluation[0] >= goal
+        done, goal = self.step >= self.config.steps, self.config.stop_at
+        return (done and not self.row_is_due()) or (goal is not None and self.evaluation[0] >= goal)
 
     def save(self, folder=None):
-        """Saves all that `load` needs, in `folder`, a new one, from now on.
+        """Saves all that `load` needs. A `folder` must be new, and later saves go there, too.
 
-        If that fails, the last save stays. Raises OSError, UsageError if `folder` exists, and
-        FloatingPointError after NaN.
+        If saving fails, the last save is kept. Raises OSError, UsageError if `folder` exists, and
+        FloatingPointError if the last step met NaN.
         """
         self.check_finite()
         path = Path(folder or self.folder).absolute()
-        if path != self.folder and path.exists():  # *.tmp: a first save that was killed
+        if path != self.folder and path.exists():  # *.tmp: its first save was killed
             if {file.suffix for file in path.iterdir()} != {".tmp"}:
-                raise UsageError(f"{folder} exists; --resume {folder} continues a run")
+                raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
         path.mkdir(parents=True, exist_ok=True)
-        self.folder, self.saved_at = path, self.step  # also if it fails: then try much later
+        self.folder, self.saved_at = path, self.step  # even if it fails: don't retry at once
         generator = self.env.unwrapped.np_random.bit_generator  # its state may hold arrays
         state = {
             "edition": 2, "config": asdict(self.config), "versions": versions(),
@@ -502,22 +491,20 @@ class Run:
             "agent": self.agent.state_dict(), "buffer": self.buffer.state_dict(),
             "rng": json.dumps(self.rng.bit_generator.state),
             "env_rng": json.dumps(generator.state, default=lambda x: x.tolist())}
-        if self.history:
-            write(path / "learning_curve.png", plot_runs([self]).savefig)
         write(path / "checkpoint.pt", lambda file: torch.save(state, file))
-        write_reports(self)
+        write_reports(self, picture=True)
 
     @classmethod
     def load(cls, folder, env=None, **changes):
-        """The run saved in `folder`, with `changes` to its settings. Raises UsageError.
+        """Loads the run saved in `folder`, with `changes` to its settings. Raises UsageError.
 
-        Saved between two episodes it goes on bit for bit as if it had never stopped, on the same
-        machine, versions and threads. Where that is not so, it warns.
+        A save between episodes holds all there is, so the run continues bit for bit as if it had
+        never stopped, on the same machine, versions and threads. Otherwise a warning says why not.
         """
         state = read_checkpoint(folder, env)
         config = replace(state["config"], **changes)
         if config.steps < state["step"]:
-            raise UsageError(f"{folder} has done {state['step']} steps already: give more --steps")
+            raise UsageError(f"{folder} has done {state['step']} steps already: raise --steps")
         run = cls(config, env)
         try:
             run.step, run.history = state["step"], state["history"]
@@ -525,23 +512,24 @@ class Run:
             run.agent.load_state_dict(state["agent"])
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = json.loads(state["rng"])
+            run.env.reset(seed=config.seed)  # creates its generator, whatever its kind
             run.env.unwrapped.np_random.bit_generator.state = json.loads(state["env_rng"])
             now, old = versions(), state["versions"]
-            changed = [f"other {name}" for name in now if now[name] != old[name]]
+            changed = [f"different {name}" for name in now if now[name] != old[name]]
             if not state["between_episodes"]:
-                changed.append("saved inside an episode, so a new one begins")
+                changed.append("saved inside an episode, a new one begins")
         except Exception as error:
-            raise UsageError(f"{folder} does not fit this sac.py: {error!r}") from None
+            raise UsageError(f"{folder} is not compatible with this sac.py: {error!r}") from None
         run.folder, run.saved_at = Path(folder).absolute(), run.step
         if changed:
-            warnings.warn(f"not exactly the same run any more: {', '.join(changed)}")
+            warnings.warn(f"the run will not be reproduced exactly: {', '.join(changed)}")
         return run
 
-
 def evaluate(agent, env, episodes, seed, each_step=lambda: False):
-    """Undiscounted returns (episodes,) of the mean action. It draws nothing from training's noise.
+    """Undiscounted returns (episodes,) of the mean action. Leaves training's randomness untouched.
 
-    A true each_step() ends it early, with fewer returns; LONGEST steps end an episode.
+    each_step() is called before every step; if it returns true, evaluation stops there, with the
+    returns so far. Episodes are cut off after LONGEST steps.
     """
     returns = []
     while len(returns) < episodes:
@@ -557,30 +545,27 @@ def evaluate(agent, env, episodes, seed, each_step=lambda: False):
     return np.array(returns)
 
 
-# 7. Variants: SAC with one idea changed or taken away
+# 7. Variants: SAC with one idea changed or removed
 class SingleQ(SAC):
-    """One critic, as in DDPG: expect Q to exceed the return that follows."""
+    """Acts on one critic only, as in DDPG: expect Q to overestimate the return."""
     def combine(self, q):
         return q[0]
-
 
 class MeanQ(SAC):
     """The mean of both critics: less noise, but nothing counters overestimation."""
     def combine(self, q):
         return q.mean(0)
 
-
 class DoubleQ(MeanQ):
-    """Each critic's target comes from the other one (van Hasselt 2010): less bias than mean-q."""
+    """Each critic learns from the other's target (van Hasselt 2010): less bias than mean-q."""
     def next_value(self, next_obs):
         next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
         return self.target_critic(next_obs, next_action).flip(0) - self.alpha * log_prob  # (2,B)
 
-
 class Reinforce(SAC):
-    """The score-function gradient of K actions a state (Williams 1992), no baseline: noisy."""
+    """Score-function gradient of K actions per state (Williams 1992), no baseline: noisy."""
     def actor_loss(self, obs):
-        """A scalar whose gradient, though not its value, is that of J_pi, and log_prob (K B,)."""
+        """A surrogate whose expected gradient is that of J_pi (its value is not), and log_prob."""
         obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O)
         mean, log_std = self.actor(obs)
         u = (mean + log_std.exp() * self.actor.noise(mean.shape)).detach()  # (K B,A)
@@ -588,22 +573,19 @@ class Reinforce(SAC):
         cost = self.alpha * log_prob - self.combine(self.critic(obs, action))  # (K B,)
         return (log_prob * cost.detach()).mean(), log_prob
 
-
 class HardTarget(SAC):
-    """Copies the critics every 1/tau updates (DQN, Mnih 2015): targets stand still, then jump."""
+    """Copies the critics every 1/tau updates (Mnih 2015): targets stand still, then jump."""
     def update_target(self):
         if self.updates % round(1 / self.config.tau) == 0:
             blend(self.target_critic, self.critic, 1.0)
 
-
 class NoEntropy(SAC):
-    """alpha = 0, plain actor-critic: expect the exploration noise to vanish, often too early."""
+    """alpha = 0, plain actor-critic: expect the noise to vanish, often too early."""
     def __init__(self, obs_dim, action_dim, config):
         super().__init__(obs_dim, action_dim, replace(config, alpha=0.0))
 
-
 class DDPG(NoEntropy):
-    """SAC's ancestor (Lillicrap 2015): deterministic, one critic, target actor, added noise."""
+    """SAC's ancestor (Lillicrap 2015): deterministic, one critic, added noise."""
     def __init__(self, obs_dim, action_dim, config):
         super().__init__(obs_dim, action_dim, config)
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
@@ -613,7 +595,7 @@ class DDPG(NoEntropy):
 
     def act(self, obs, deterministic=False):
         action = super().act(obs, deterministic=True)
-        if not deterministic:  # a deviation of 0.1, as in Fujimoto 2018
+        if not deterministic:  # standard deviation 0.1, as in Fujimoto 2018
             action = action + 0.1 * self.actor.noise(action.shape).cpu().numpy()
         return np.clip(action, -1, 1)
 
@@ -623,16 +605,15 @@ class DDPG(NoEntropy):
 
     def actor_loss(self, obs):
         q = self.critic(obs, torch.tanh(self.actor(obs)[0]))[0]  # (B,)
-        return -q.mean(), torch.zeros_like(q)  # there is no density: the entropy is logged as 0
+        return -q.mean(), torch.zeros_like(q)  # it has no density: entropy is logged as 0
 
     def update_target(self):
         super().update_target()
         blend(self.target_actor, self.actor, self.config.tau)
 
-
 class SmoothNoise(SAC):
-    """Exploration noise that remembers, so that one direction is tried for a while."""
-    # As DDPG's Ornstein-Uhlenbeck noise and pink noise do (Eberhard et al. 2023). Each eps is still
+    """Time-correlated exploration noise: it pushes in one direction for a while."""
+    # Like DDPG's Ornstein-Uhlenbeck noise, or pink noise (Eberhard et al. 2023). Each eps is still
     # N(0,1), so log_prob needs no change: eps_t = rho eps_(t-1) + sqrt(1 - rho^2) fresh noise
     rho = 0.95
 
@@ -645,7 +626,6 @@ class SmoothNoise(SAC):
         self.actor.eps = self.rho * self.actor.eps + math.sqrt(1 - self.rho**2) * fresh
         return self.actor.eps
 
-
 VARIANTS = {"sac": SAC, "single-q": SingleQ, "double-q": DoubleQ, "mean-q": MeanQ,
             "reinforce": Reinforce, "hard-target": HardTarget, "no-entropy": NoEntropy,
             "ddpg": DDPG, "smooth-noise": SmoothNoise}
@@ -653,54 +633,54 @@ VARIANTS = {"sac": SAC, "single-q": SingleQ, "double-q": DoubleQ, "mean-q": Mean
 
 # 8. Environments and settings
 class UsageError(ValueError):
-    """A user's mistake: what is wrong, and what to do about it."""
-
+    """A user's mistake. The message says what is wrong and how to fix it."""
 
 def make_env(env, render_mode=None):
-    """An id, or a function that makes an environment -> flat, actions in [-1,1]; or UsageError."""
+    """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if bad."""
     name = env if isinstance(env, str) else getattr(env, "__name__", "the environment")
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
     try:
         if importlib.util.find_spec("mujoco"):
-            import mujoco  # by itself, it writes its warnings to MUJOCO_LOG.TXT
+            import mujoco  # by default it logs warnings to MUJOCO_LOG.TXT
             mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass|lowered by)")
             options = {"render_mode": render_mode} if render_mode else {}
-            env = gym.make(env, disable_env_checker=True, **options) if name == env else env()
+            if isinstance(env, str):
+                env = gym.make(env, disable_env_checker=True, **options)
+            else:
+                env = env()
             box, images = env.action_space, env.observation_space.dtype == np.uint8
             env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
-    except Exception as error:  # someone else's code: anything can happen
+    except Exception as error:  # third-party code can raise anything
         raise UsageError(f"cannot make {name}: {error!r}") from None
     floats = isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and box.low.size > 0
     if not floats or not box.is_bounded() or (box.low >= box.high).any():
-        raise UsageError(f"{name} has the actions {box}; SAC needs continuous ones, a float Box "
-                         "with finite low < high")
+        raise UsageError(f"{name} has the action space {box}; SAC needs a continuous one, a float "
+                         "Box with finite low < high")
     if images:
-        raise UsageError(f"{name} observes images; these networks read flat vectors")
+        raise UsageError(f"{name} observes images; these networks take flat vectors")
 
     def rescale(action):
         a = np.asarray(action, np.float64).reshape(box.shape)
         a = 0.5 * (1 - a) * box.low + 0.5 * (1 + a) * box.high
-        return np.clip(a, box.low, box.high).astype(box.dtype)  # rounding can miss the bounds
+        return np.clip(a, box.low, box.high).astype(box.dtype)  # rounding can overshoot
 
     unit = gym.spaces.Box(-1, 1, (box.low.size,), np.float32)
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, unit)
 
-
-LONGEST = 10_000  # steps at which an evaluation gives up on an episode
+LONGEST = 10_000  # steps after which an evaluation cuts an episode off
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
-MAY_CHANGE = ("steps", "stop_at", "save_every", "threads")  # when a run is continued
+MAY_CHANGE = ("steps", "stop_at", "save_every", "threads")  # on --resume
 CHOICES = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "medium"),
            "device": ("cpu", "cuda", "mps")}
 LIMITS = {"seed": (0, 2**32 - 1), "warmup": (0, 1e9), "threads": (0, 1024), "gamma": (0, 1),
           "tau": (1e-9, 1), "alpha": (0, 1e9), "hidden": (1, 1e4), "stop_at": (-1e9, 1e9),
           "target_entropy": (-1e9, 1e9)}
-
 
 def check(name, kind, x):
     """A field of a Config as a plain str, int, float or None. UsageError if it is out of range."""
@@ -717,40 +697,38 @@ def check(name, kind, x):
     rule = f"{'whole ' if kind is int else ''}number from {low:g} to {high:g}"
     raise UsageError(f"--{name.replace('_', '-')} must be a {rule}, not {x}")
 
-
 def configure_torch(config):
     """Sets this process's threads and precision. Call it before the first tensor operation."""
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
-    torch.set_flush_denormal(True)  # Adam's moments of dead units fall below 1e-38, which is slow
+    torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
     torch.set_num_threads(config.threads or min(torch.get_num_threads(), 4))
     auto = config.matmul_precision == "auto"
     torch.set_float32_matmul_precision("medium" if auto else config.matmul_precision)
-    if auto:  # on a CPU "medium" means oneDNN: faster on some, and exact there, or else 3 digits
+    if auto:  # on a CPU "medium" is faster; on some it is exact, on others it keeps 3 digits
         a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
         error = ((a @ a) - a.double() @ a.double()).abs().max()
         if error > 1e-4 or config.device != "cpu":
             torch.set_float32_matmul_precision("highest")
-    torch.empty(7_900_000)  # once that was freed, glibc recycles memory: a fifth of an update
+    torch.empty(7_900_000)  # freeing a large block makes glibc reuse memory: updates 20% faster
 
 
 # 9. Checkpoints
-SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # of the code that is running
-
+SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # checksum of the running code
 
 def versions():
-    """What the numbers of a run depend on besides its Config."""
+    """What affects the numbers of a run besides its Config."""
     packages = [name for name in ("torch", "gymnasium", "numpy", "mujoco") if name in sys.modules]
     return {**{name: str(sys.modules[name].__version__) for name in packages},
             "python": sys.version.split()[0], "sac.py": SOURCE, "threads": torch.get_num_threads(),
             "matmul_precision": torch.get_float32_matmul_precision()}
 
-
 def write(path, content):
-    """Calls content(file). After that, `path` holds all of it or, if that failed, what it held."""
+    """Lets content(file) write a new file, which replaces `path` only when it is complete."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "xb") as file:  # x: not through a link that is there already
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # x: never through an existing link
             content(file)
             file.flush()
             os.fsync(file.fileno())
@@ -759,44 +737,43 @@ def write(path, content):
         temporary.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error}") from None
 
-
 def read_checkpoint(folder, env=None):
-    """The dict that `Run.save` wrote, its config a Config. Runs no code from it. Or UsageError."""
+    """Loads what `Run.save` wrote, the config as a Config. Runs no code from it. Or UsageError."""
     path = Path(folder, "checkpoint.pt")
     try:
         with zipfile.ZipFile(path) as archive:
-            # Compression can hide a bomb; an attribute makes torch read weights from stray memory
+            # Compressed, it could fill the memory; an attribute makes torch skip the entry's data
             odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
             if odd or archive.testzip():
                 raise ValueError
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
         assert state["edition"] == 2 and state["step"] <= state["config"].steps
-    except Exception:  # a file can be broken in endless ways
+    except Exception:  # a damaged file can raise anything
         raise UsageError(f"{path} is missing, damaged or of the first edition of sac.py") from None
     name = state["config"].env
     if ":" in name and env is None:
-        raise UsageError(f"{folder} would import {name}: if you trust it, add --env {name}")
+        raise UsageError(f"loading {folder} would import {name}: if you trust it, add --env {name}")
     return state
 
 
-# 10. Pictures and the command line
+# 10. Plots and the command line
 PANELS = {"eval_return": "evaluation return", "q_mean": "mean Q of a batch",
           "entropy": "entropy of the policy (nats)", "alpha": "temperature alpha"}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of Okabe and Ito
 
-
-def write_reports(run):
-    """config.json and progress.csv in the run's folder, for people to read and plots to show."""
+def write_reports(run, picture=False):
+    """config.json, progress.csv and learning_curve.png, for people and for --plot."""
     about = json.dumps({"config": asdict(run.config), "versions": versions()}, indent=2)
     lines = [[f"{row.get(name, math.nan):.10g}" for name in run.row] for row in run.history]
     table = "\n".join(",".join(line) for line in [run.row, *lines])
     write(run.folder / "config.json", lambda file: file.write(f"{about}\n".encode()))
     write(run.folder / "progress.csv", lambda file: file.write(f"{table}\n".encode()))
-
+    if picture and run.history:
+        write(run.folder / "learning_curve.png", plot_runs([run]).savefig)
 
 def read_reports(run):
-    """The Config and the rows of a Run, or of the folder of one. UsageError if it is none."""
+    """The Config and the rows of a Run, or of a run's folder. UsageError if it is none."""
     if isinstance(run, Run):
         return run.config, run.history
     try:
@@ -806,23 +783,23 @@ def read_reports(run):
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{run} is not the folder of a run") from None
 
-
 def plot_runs(runs):
-    """A matplotlib Figure of Runs, or of their folders: return, Q, entropy and alpha over steps.
+    """Plots return, Q, entropy and alpha of Runs, or of their folders, into a matplotlib Figure.
 
     Runs that differ only in their seed become one line, their mean, in a band from the lowest to
-    the highest; others get lines of their own, named by what differs.
+    the highest; the others get a line each, named by the settings that differ.
     """
     from matplotlib.figure import Figure  # pyplot would take a second to import
     groups, read = {}, [(run, *read_reports(run)) for run in runs]
     names = [x for x in Config.__annotations__ if x not in ("seed", *MAY_CHANGE)
              and len({getattr(config, x) for _, config, _ in read}) > 1]
     for run, config, rows in read:
-        label = ", ".join(f"{x} {getattr(config, x)}" for x in names).replace("None", "learned")
+        label = ", ".join(f"{x} {getattr(config, x)}" for x in names)
+        label = label.replace("alpha None", "alpha learned")
         if rows:
             groups.setdefault(label or f"{config.env}, {config.variant}", {})[config.seed] = rows
         else:
-            warnings.warn(f"{run} has no rows yet and is left out")
+            warnings.warn(f"{run} has no rows yet; skipped")
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for panel, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items()):
         at, marker = ("eval_step", ".") if name == "eval_return" else ("step", "")
@@ -836,51 +813,48 @@ def plot_runs(runs):
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2, fc=COLOURS[i % 6])
         panel.set_title(title)
         panel.grid(alpha=0.3)
-    figure.axes[3].set_yscale("symlog", linthresh=1e-3)  # a logarithm that can show 0 as well
+    figure.axes[3].set_yscale("symlog", linthresh=1e-3)  # a log scale that can show 0
     figure.axes[0].legend()
     figure.supxlabel("environment steps")
     return figure
 
-
 def say(text, end="\n", stream=None):
-    """Prints. If nobody can read it any more (a closed pipe, a full disk), the run goes on."""
+    """Prints. If the output is gone (a closed pipe, a full disk), training continues."""
     stream = stream or sys.stdout
     try:
         print(text, end=end, file=stream, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-
 def open_run(flags, out=None, resume=None):
-    """The Run that the command line asks for: a new one, or one to be continued."""
+    """The Run that the command line asks for, new or resumed."""
     if out and resume:
-        raise UsageError("--out is for a new run, --resume DIR for a saved one: choose one")
+        raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     config = Config(**flags)
     place = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
-    # --resume DIR must agree with the flags given; a bare --resume, with all of the settings
+    # With --resume DIR, the flags given must match the saved run; with a bare one, all settings
     asked, env = (flags, flags.get("env")) if resume else (Config.__annotations__, config.env)
-    changes = {x: getattr(config, x) for x in flags if x in MAY_CHANGE}
     for number in itertools.count(1):
         folder = Path(resume or out or f"{place}-{number}".removesuffix("-1"))
-        if resume or (resume == "" and (folder / "checkpoint.pt").exists()):
-            old = read_checkpoint(folder, env)["config"]
-            differ = [x for x in asked if getattr(old, x) != getattr(config, x)]
-            differ = [f"{x} {getattr(old, x)}" for x in differ if x not in MAY_CHANGE]
-            if not differ:
-                configure_torch(replace(old, **changes))
-                return Run.load(folder, env, **changes)
-            if resume or out:
-                raise UsageError(f"{folder} has {', '.join(differ)}: begin another run")
-        elif out or not folder.exists():
-            configure_torch(config)
-            return Run(config, folder=folder)
+        if not resume and (resume is None or not (folder / "checkpoint.pt").exists()):
+            if out or not folder.exists():
+                configure_torch(config)
+                return Run(config, folder=folder)
+            continue
+        saved = read_checkpoint(folder, env)["config"]
+        differ = [f"{x} {getattr(saved, x)}" for x in asked
+                  if x not in MAY_CHANGE and getattr(saved, x) != getattr(config, x)]
+        if not differ:
+            changes = {x: getattr(config, x) for x in flags if x in MAY_CHANGE}
+            configure_torch(replace(saved, **changes))
+            return Run.load(folder, env, **changes)
+        if resume or out:
+            raise UsageError(f"{folder} has {', '.join(differ)}: for others, start a new run")
 
-
-SHOWN = {"steps_per_second": "{:.0f} steps/s", "minutes": "{:.0f} min left",
-         "eval_return": "evaluation {:.1f}", "train_return": "last episode {:.1f}",
-         "alpha": "alpha {:.3g}", "entropy": "entropy {:.2f}", "q_mean": "Q {:.1f}"}
-PATIENCE = {"SIGINT": math.inf, "SIGTERM": 8, "SIGHUP": 8}  # seconds for an episode to end
-
+SHOWN = {"steps_per_second": "  {:.0f} steps/s", "minutes": "  {:.0f} min left",
+         "eval_return": "  evaluation {:.1f}", "train_return": "  last episode {:.1f}",
+         "alpha": "  alpha {:.3g}", "entropy": "  entropy {:.2f}", "q_mean": "  Q {:.1f}"}
+PATIENCE = {"SIGINT": math.inf, "SIGTERM": 8, "SIGHUP": 8}  # seconds to wait for the episode to end
 
 def train(out=None, resume=None, tensorboard=False, **flags):
     """Trains, and prints a line for each row. Returns 0, or 128 + the signal that ended it."""
@@ -888,91 +862,95 @@ def train(out=None, resume=None, tensorboard=False, **flags):
         from torch.utils.tensorboard import SummaryWriter
     run, signals = open_run(flags, out, resume), []
     c, place = run.config, os.path.relpath(run.folder)
-    events = SummaryWriter(run.folder) if tensorboard else None
-    say(f"{c.env}, {c.variant}, seed {c.seed}, {torch.get_num_threads()} threads, up to "
+    again = f"{place} --env {c.env}" if ":" in c.env else place
+    say(f"{c.env}, {c.variant}, seed {c.seed}, {torch.get_num_threads()} threads, at most "
         f"{run.buffer.rows.nbytes / 1e6:.1f} MB of replay; writing to {place}")
     if run.time_limit is None:
-        say(f"{c.env} has no time limit: evaluation ends an episode after {LONGEST:,} steps")
+        say(f"{c.env} has no time limit: evaluations cut an episode off after {LONGEST:,} steps")
 
-    def stop(number, _):  # a second signal does not wait for the episode
-        patience = 0 if signals else PATIENCE[signal.Signals(number).name]
-        run.stop_by = time.monotonic() + patience
+    def stop(number, _):
+        run.stop_by = time.monotonic() + (0 if signals else PATIENCE[signal.Signals(number).name])
         signals.append(number)
+        with contextlib.suppress(OSError):  # print may be what the signal interrupted
+            os.write(1, b"\nstopping when the episode ends; once more: at once\n")
 
     handlers = {x: signal.signal(x, stop) for x in signal.Signals if x.name in PATIENCE}
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
+    events = SummaryWriter(run.folder) if tensorboard else None
     try:
         with contextlib.suppress(OSError):
-            write_reports(run)  # without rows that a killed run has written after its last save
+            write_reports(run, picture=True)  # drops rows later than the last save
         for row in run:
-            shown = {**row, "minutes": (c.steps - run.step) / row["steps_per_second"] / 60}
+            row = {**row, "minutes": (c.steps - run.step) / row["steps_per_second"] / 60}
             line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
             for name, form in SHOWN.items():
-                text = "  " + form.format(shown[name])
-                if math.isfinite(shown[name]) and len(line + text) <= width:
+                text = form.format(row[name])
+                if math.isfinite(row[name]) and len(line + text) <= width:
                     line += text
             keep = not terminal or row["eval_step"] == run.step
-            say(("\r" if terminal else "") + line, end="\n" if keep else "")
-            if events:
-                for name in row:
-                    events.add_scalar(name, row[name], run.step)
+            say("\r" + line.ljust(width) if terminal else line, end="\n" if keep else "")
+            for name in row if events else ():
+                events.add_scalar(name, row[name], run.step)
     except Exception:
-        run.save()  # after NaN it raises that again
+        run.save()  # after NaN it raises that error again
         raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if not run.finished:
-            place += f" --env {c.env}" if ":" in c.env else ""
-            say(f"\nto continue from step {run.saved_at:,}:  python sac.py --resume {place}")
-    if run.finished:
-        say("final evaluation {:.1f} ({:.1f} to {:.1f})".format(*run.evaluation))
-        say(f"to watch it:  python sac.py --play {place} --render   (or --video FILE.gif)")
-    return 128 + signals[0] if signals else 0
-
+            say(f"\nto continue:  python sac.py --resume {again}")
+    if not run.finished:
+        return 128 + signals[0]
+    say("final evaluation {:.1f} ({:.1f} to {:.1f})".format(*run.evaluation))
+    say(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
+    return 0
 
 def play(play, env=None, threads=0, episodes=10, render=False, video=None):
-    """Plays a saved policy with its mean action, prints the returns, may film the first episode."""
+    """Plays a saved policy with its mean action, prints the returns, can film the first episode."""
     from PIL import Image  # comes with matplotlib
-    if episodes < 1 or (video and render):
-        raise UsageError("--play needs --episodes of 1 or more, and either --render or --video")
-    film, kinds = Path(video or ""), (".gif", ".webp")
+    film, kinds = Path(video or "film.gif"), (".gif", ".webp")
+    if episodes < 1 or (render and video):
+        raise UsageError("--episodes must be 1 or more, and only one of --render and --video given")
     if video and (film.exists() or film.suffix not in kinds or not film.parent.is_dir()):
-        raise UsageError(f"--video needs a new .gif or .webp in a folder that exists, not {film}")
+        raise UsageError(f"--video needs a new .gif or .webp in an existing folder, not {film}")
     if render and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}:
-        raise UsageError("there is no display for --render; --video FILE.gif needs none")
-    with warnings.catch_warnings(record=True):  # they concern those who continue it
-        run = Run.load(play, env, threads=threads)
-    configure_torch(run.config)
+        raise UsageError("--render needs a display; --video FILE.gif does not")
+    state = read_checkpoint(play, env)
+    config = replace(state["config"], device="cpu", threads=threads)
+    configure_torch(config)
     mode = "human" if render else None
-    stage = make_env(env or run.config.env, "rgb_array" if video else mode)
-    steps, pictures, returns = itertools.count(), [], []
-    every = max(1, round(stage.metadata.get("render_fps", 30) / 10))  # ten pictures a second
+    stage = make_env(env or config.env, "rgb_array" if video else mode)
+    dims = stage.observation_space.shape[0], stage.action_space.shape[0]
+    agent = VARIANTS[config.variant](*dims, config)
+    try:
+        agent.actor.load_state_dict(state["agent"]["actor"])
+    except (KeyError, RuntimeError):
+        raise UsageError(f"the policy saved in {play} is not like that of this sac.py") from None
+    steps, frames, returns = itertools.count(), [], []
+    every = max(1, round(stage.metadata.get("render_fps", 30) / 10))  # ten frames a second
 
-    def shoot():
+    def film_it():
         if video and not returns and next(steps) % every == 0:
-            pictures.append(Image.fromarray(stage.render()).reduce(2))
+            frames.append(Image.fromarray(stage.render()).reduce(2))
 
     while len(returns) < episodes:
-        returns += list(evaluate(run.agent, stage, 1, run.config.seed + 1 + len(returns), shoot))
+        returns += list(evaluate(agent, stage, 1, config.seed + 1 + len(returns), film_it))
         say(f"episode {len(returns)}: return {returns[-1]:.1f}")
     say(f"mean {np.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})")
     if video:
-        options = {"save_all": True, "append_images": pictures[1:], "duration": 100, "loop": 0}
-        write(film, lambda file: pictures[0].save(file, film.suffix[1:], **options))
+        options = {"save_all": True, "append_images": frames[1:], "duration": 100, "loop": 0}
+        write(film, lambda file: frames[0].save(file, film.suffix[1:], **options))
         say(f"wrote {video}")
 
-
 def plot(plot, out=None):
-    """Draws runs into a new file."""
+    """Plots runs into a new image file."""
     names = (Path(f"comparison-{i}".removesuffix("-1") + ".png") for i in itertools.count(1))
     file = Path(out) if out else next(name for name in names if not name.exists())
     if file.exists() or not file.suffix:
-        raise UsageError(f"--out needs a new picture, such as comparison.png, not {file}")
+        raise UsageError(f"--out needs a new image file, such as comparison.png, not {file}")
     plot_runs(plot).savefig(file)
     say(f"wrote {file}")
-
 
 def parse(argv):
     """The flags that were given, as a dict; those of Config are read from its source."""
@@ -986,18 +964,17 @@ def parse(argv):
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="folder of the run (runs/ENV/VARIANT-seedN, then -2, -3)")
     add("--resume", metavar="DIR", nargs="?", const="",
-        help="continue that run; without DIR the run with these flags, or else a new one")
-    add("--tensorboard", action="store_true", help="write event files as well")
-    add("--plot", metavar="DIR", nargs="+", help="draw runs into one picture, --out FILE")
+        help="resume that run; without DIR, resume the run with these flags or start it")
+    add("--tensorboard", action="store_true", help="also write TensorBoard event files")
+    add("--plot", metavar="DIR", nargs="+", help="plot runs in one figure (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
-    add("--episodes", metavar="X", type=int, help="of --play (10)")
-    add("--render", action="store_true", help="--play in a window")
+    add("--episodes", metavar="X", type=int, help="episodes to --play (10)")
+    add("--render", action="store_true", help="show --play in a window")
     add("--video", metavar="FILE", help="film the first episode of --play, as .gif or .webp")
     return vars(parser.parse_args(argv))
 
-
 def main(argv=None):
-    """The command line. Exit codes: 0; 1 NaN; 2 usage or files; 3 other errors; 128 + signal."""
+    """The command line. Exit codes: 0; 1 NaN; 2 usage, files, memory; 3 others; 128 + signal."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(f"sac.py: {message}", stream=sys.stderr)
         try:
@@ -1009,16 +986,18 @@ def main(argv=None):
             if odd:
                 raise UsageError(f"{job.__name__} has no use for {', '.join(odd)}")
             return job(**given) or 0
-        except SystemExit as end:  # argparse: --help, or a line about a mistake
+        except SystemExit as end:  # argparse: --help or a mistake
             return end.code
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
         except Exception as error:
-            say(f"sac.py: {error}".splitlines()[0], stream=sys.stderr)
-            if isinstance(error, FloatingPointError):
-                return 1
-            return 2 if isinstance(error, UsageError | OSError | MemoryError | ImportError) else 3
-
+            known = isinstance(error, UsageError | OSError | MemoryError | ImportError)
+            if known or isinstance(error, FloatingPointError):
+                say(f"sac.py: {error}".splitlines()[0], stream=sys.stderr)
+                return 2 if known else 1
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            say(f"sac.py: {error!r} in {where.filename}, line {where.lineno}", stream=sys.stderr)
+            return 3
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -25,8 +26,8 @@ class Toy(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
     observation_space = gym.spaces.Box(-9, 9, (1,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
-    def __init__(self, render_mode=None, wrong=None, **spaces):
-        self.render_mode, self.wrong = render_mode, wrong
+    def __init__(self, render_mode=None, wrong=None, length=10, **spaces):
+        self.render_mode, self.wrong, self.length = render_mode, wrong, length
         vars(self).update(spaces)
         self.total = 0
     def reset(self, *, seed=None, options=None):
@@ -42,7 +43,9 @@ class Toy(gym.Env):
             reward = np.inf
         if self.total == 95 and self.wrong == "loss":
             reward = 1e30
-        return obs, reward, False, self.time == 10, {}
+        if self.total == 95 and self.wrong == "error":
+            raise KeyError("a bug of its own")
+        return obs, reward, False, self.time == self.length, {}
     def render(self):
         return np.full((64, 64, 3), 20 * self.time, np.uint8)
 
@@ -51,8 +54,9 @@ def toy(name, **kwargs):
 
 box = gym.spaces.Box
 toy("Toy-v0")
-for wrong in ("observation", "reward", "loss"):
+for wrong in ("observation", "reward", "loss", "error"):
     toy(f"Nan-{wrong}-v0", wrong=wrong)
+toy("Endless-v0", length=None)
 toy("Unbounded-v0", action_space=box(-1, np.inf, (1,), np.float32))
 toy("Frozen-v0", action_space=box(np.float32([-1, 2]), np.float32([1, 2])))
 toy("Whole-v0", action_space=box(0, 9, (2,), np.int64))
@@ -239,8 +243,66 @@ def test_nan_stops_the_run_and_keeps_the_last_save(call, what):
     assert result[0] == 1 and len(errors) == 1 and what in errors[0], result
     assert "step 9" in errors[0] or what == "loss"
     env = f"toys:Nan-{what}-v0"
-    assert f"--resume run --env {env}" in result[1] and "from step 80" in result[1]
+    assert f"to continue:  python sac.py --resume run --env {env}" in result[1]
     assert sac.Run.load("run", env=env).step == 80  # not 100: by then the loss was infinite
+
+
+def test_an_environment_that_fails_costs_nothing(call):
+    """Catches a traceback, steps that are lost, and an exit code that says it diverged."""
+    flags = [*SHORT, "--env", "toys:Nan-error-v0", "--out", "run"]
+    code, out, errors = call(*flags)
+    assert code == 3 and errors.count("\n") == 1
+    assert "a bug of its own" in errors and "toys.py, line" in errors
+    assert "to continue:  python sac.py --resume run --env toys:Nan-error-v0" in out
+    with pytest.warns(UserWarning, match="inside an episode"):
+        assert sac.Run.load("run", env="toys:Nan-error-v0").step == 94
+
+
+@pytest.mark.parametrize(
+    "env, signals, code, inside",
+    [
+        ("Toy", ["SIGINT"], 130, False),
+        ("Endless", ["SIGINT", "SIGINT"], 130, True),
+        ("Endless", ["SIGTERM"], 143, True),
+        ("Endless", ["SIGHUP"], 129, True),
+    ],
+)
+def test_a_signal_saves_and_tells_how_to_continue(place, env, signals, code, inside):
+    """Catches steps that are lost, a signal that an endless episode swallows, a save inside an
+    episode that is not marked, and an exit code that a scheduler does not understand."""
+    if not hasattr(signal, "SIGHUP"):
+        pytest.skip("no such signals on this system")
+    flags = [*SHORT, "--steps", "1000000", "--env", f"toys:{env}-v0", "--out", "run"]
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *flags, "--log-every", "200"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "200/" not in process.stdout.readline():
+        assert process.poll() is None
+    for name in signals:
+        process.send_signal(getattr(signal, name))
+        time.sleep(0.5)
+    start = time.monotonic()
+    out, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start < 30 and (process.returncode, errors) == (code, "")
+    assert f"to continue:  python sac.py --resume run --env toys:{env}-v0" in out
+    state = sac.read_checkpoint("run", "toys")
+    assert state["step"] >= 200 and state["between_episodes"] != inside
+    assert state["history"][-1]["step"] <= state["step"]
+
+
+def test_output_that_nobody_reads_ends_no_run(place):
+    """Catches a closed pipe (Ctrl-C on `... | tee log` kills tee first) that costs the run."""
+    flags = [*SHORT, *TOY, "--out", "run", "--log-every", "10"]
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert sac.read_checkpoint("run", "toys")["step"] == 120
 
 
 def test_a_damaged_checkpoint_is_refused(call):

@@ -405,6 +405,24 @@ def test_ddpg_is_deterministic_and_its_target_actor_lags():
     assert any((a != b).any() for a, b in zip(agent.actor.parameters(), before))
 
 
+def test_smooth_noise_is_standard_normal_and_remembers():
+    """Catches noise whose variance is not 1 (log_prob would be of another policy), that forgets or
+    never changes, that two actions share, or that reaches the losses and the mean action."""
+    agent, plain = make_agent(variant="smooth-noise"), make_agent()
+    eps = torch.stack([agent.exploration_noise((2,)) for _ in range(40_000)])
+    error = math.sqrt((1 + 0.95) / (1 - 0.95) / len(eps))  # of a mean, of numbers that remember
+    assert eps.mean(0).abs().max() < 4 * error and (eps.var(0) - 1).abs().max() < 4 * error
+    assert (eps[1:] * eps[:-1]).mean(0).tolist() == pytest.approx([0.95] * 2, abs=4 * error)
+    assert (eps[20:] * eps[:-20]).mean(0).tolist() == pytest.approx([0.95**20] * 2, abs=4 * error)
+    assert (eps[:, 0] * eps[:, 1]).mean().abs() < 4 * error
+    agent.generator.set_state(plain.generator.get_state())
+    obs = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for ours, theirs in zip(agent.actor.sample(obs), plain.actor.sample(obs)):
+        assert torch.equal(ours, theirs)
+    mean = torch.tanh(agent.actor(obs[0])[0]).detach().numpy()
+    assert (agent.act(obs[0], deterministic=True) == mean).all()
+
+
 # The agent as a whole
 
 
@@ -413,11 +431,13 @@ def test_a_restored_agent_goes_on_exactly(variant):
     """Catches whatever a checkpoint leaves out: moments, counters, target networks, the noise."""
     agent, other = (make_agent(variant=variant, seed=seed) for seed in (1, 2))
     for i in range(3):
+        agent.act(np.ones(3))
         agent.update(make_batch(seed=i))
     file = io.BytesIO()
     torch.save(agent.state_dict(), file)
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=True))
+    assert (agent.act(np.ones(3)) == other.act(np.ones(3))).all()
     for i in range(3, 6):
         assert flat(agent.update(make_batch(seed=i))) == flat(other.update(make_batch(seed=i)))
     assert flat(agent.state_dict()) == flat(other.state_dict())

@@ -1,8 +1,9 @@
 """Environments, evaluation and the training run."""
 
+import importlib.util
 import random
-import re
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -450,3 +451,91 @@ def test_the_default_precision_is_that_of_float32_on_this_machine():
     assert error.max() < 1e-6
     sac.configure_torch(sac.Config(device="cpu", threads=1, matmul_precision="medium"))
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+# What a student changes
+
+CHANGES = {  # name: (what stands there, what takes its place); at most 5 lines, observations 10
+    "three hidden layers": (
+        "layer(hidden, outputs))",
+        "layer(hidden, hidden),\n"
+        "                         nn.ReLU(inplace=True), layer(hidden, outputs))",
+    ),
+    "Huber loss": (
+        "        return 0.5 * ((q - y) ** 2).mean(1).sum()",
+        "        return F.smooth_l1_loss(q, y.expand_as(q), reduction='none').mean(1).sum()",
+    ),
+    "a schedule of the target entropy": (
+        "        critic_loss = self.critic_loss(batch)\n",
+        "        self.target_entropy = -self.action_dim * min(1.0, self.updates / 50)\n"
+        "        critic_loss = self.critic_loss(batch)\n",
+    ),
+    "a learning rate that decays": (
+        "        critic_loss = self.critic_loss(batch)\n",
+        "        self.actor_optimizer.param_groups[0]['lr'] = 1e-3 * 0.99**self.updates\n"
+        "        critic_loss = self.critic_loss(batch)\n",
+    ),
+    "rewards that are clipped": (
+        "        r = self.config.reward_scale * batch.reward\n",
+        "        r = self.config.reward_scale * batch.reward.clamp(-1, 1)\n",
+    ),
+    "the min of a random pair of five critics": (
+        "VARIANTS = {",
+        "class Redq(SAC):\n"
+        "    def combine(self, q):\n"
+        "        return q[torch.randperm(5, generator=self.generator)[:2]].min(0).values\n"
+        "TwinLinear.critics, SAC = 5, Redq\n"
+        "VARIANTS = {",
+    ),
+    "layer norm in the critics": (
+        "        self.net = mlp(TwinLinear, obs_dim + action_dim, hidden, 1)\n",
+        "        self.net = mlp(TwinLinear, obs_dim + action_dim, hidden, 1)\n"
+        "        self.net.insert(1, nn.LayerNorm(hidden, elementwise_affine=False))\n",
+    ),
+    "observations with running mean and variance": (
+        "VARIANTS = {",
+        "class Normalised(SAC):\n"
+        "    def __init__(self, *args):\n"
+        "        super().__init__(*args)\n"
+        "        start = torch.tensor([[0.0], [1.0]]).repeat(1, self.obs_dim)\n"
+        "        self.actor.register_buffer('stats', start)\n"
+        "    def normal(self, x):\n"
+        "        return (torch.as_tensor(x) - self.actor.stats[0]) / self.actor.stats[1].sqrt()\n"
+        "    def act(self, obs, deterministic=False):\n"
+        "        return super().act(self.normal(obs), deterministic)\n"
+        "    def update(self, b):\n"
+        "        self.actor.stats.lerp_(torch.stack([b.obs.mean(0), b.obs.var(0)]), 0.01)\n"
+        "        b = b._replace(obs=self.normal(b.obs), next_obs=self.normal(b.next_obs))\n"
+        "        return super().update(b)\n"
+        "SAC = Normalised\n"
+        "VARIANTS = {",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_student_changes_one_place_and_everything_else_follows(tmp_path, change):
+    """Catches a second place to know, a change that a resume forgets (a normaliser's mean, a rate),
+    or one that does not reach what is learned and logged."""
+    old, new = CHANGES[change]
+    source = Path(sac.__file__).read_text()
+    assert source.count(old) == 1
+    path = tmp_path / "changed.py"
+    path.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location("changed", path)
+    changed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(changed)
+    whole = changed.Run(changed.Config(**PENDULUM))
+    list(whole)
+    part = changed.Run(changed.Config(**PENDULUM))
+    for row in part:
+        if row["step"] == 200:
+            part.save(tmp_path / "run")
+            break
+    rest = changed.Run.load(tmp_path / "run")
+    list(rest)
+    assert learned(rest.history) == learned(whole.history) and outcome(rest) == outcome(whole)
+    assert np.isfinite(
+        [whole.history[-1][name] for name in ("critic_loss", "q_mean", "alpha")]
+    ).all()
+    assert learned(whole.history[2:]) != learned(train().history[2:])  # it did change something
