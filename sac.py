@@ -883,6 +883,8 @@ def train(out=None, resume=None, tensorboard=False, **flags):
             write_reports(run, picture=True)  # drops rows later than the last save
         for row in run:
             row = {**row, "minutes": (c.steps - run.step) / row["steps_per_second"] / 60}
+            if run.step <= c.warmup:
+                row["minutes"] = math.nan  # a step without learning says nothing about the rest
             line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
             for name, form in SHOWN.items():
                 text = form.format(row[name])
@@ -921,6 +923,10 @@ def play(play, env=None, threads=0, episodes=10, render=False, video=None):
     configure_torch(config)
     mode = "human" if render else None
     stage = make_env(env or config.env, "rgb_array" if video else mode)
+    if video and hasattr(stage.unwrapped, "mujoco_renderer"):
+        stage.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
+        if stage.unwrapped.model.ncam:
+            stage.unwrapped.mujoco_renderer.camera_id = 0  # the camera that follows the runner
     dims = stage.observation_space.shape[0], stage.action_space.shape[0]
     agent = VARIANTS[config.variant](*dims, config)
     try:
