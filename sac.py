@@ -33,9 +33,9 @@ three evaluations in 100,000 steps: 6,836 and 6,950 as it stands, seeds 11 and 1
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (none here: these are HalfCheetah's own bounds).
 """
-import argparse, contextlib, copy, csv, importlib.util, inspect, itertools, json, math, os, re
+import argparse, contextlib, copy, importlib.util, inspect, itertools, json, math, os, re
 import shutil, signal, sys, time, traceback, warnings, zipfile, zlib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +44,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-
 
 # 1. Config: everything that defines a run
 @dataclass(frozen=True)
@@ -73,21 +72,19 @@ class Config:
     # Logging and hardware
     log_every: int = 500  # steps between log rows
     eval_every: int = 5_000  # steps between evaluations
-    eval_episodes: int = 10  # episodes per evaluation
+    eval_episodes: int = 10  # episodes per evaluation (each of at most 10,000 steps)
     save_every: int = 50_000  # steps between saves
     device: str = "cpu"  # cpu, cuda or mps
     threads: int = 0  # CPU threads (0: one per physical core, at most 4)
     matmul_precision: str = "auto"  # highest, high, medium; auto: medium if exact, else highest
 
     def __post_init__(self):
-        for field in fields(self):  # turns text and numpy numbers into plain ones
-            value = check(field.name, field.type, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+        for name, kind in self.__annotations__.items():  # makes text and numpy plain
+            object.__setattr__(self, name, check(name, kind, getattr(self, name)))
         if self.actor_samples > 1 and self.variant != "reinforce":
             raise UsageError("--actor-samples only applies to --variant reinforce")
         if self.alpha and self.variant in ("no-entropy", "ddpg"):
             raise UsageError(f"--variant {self.variant} fixes alpha at 0: drop --alpha")
-
 
 # 2. Actor: a Gaussian squashed by tanh
 def mlp(layer, inputs, hidden, outputs):
@@ -128,7 +125,6 @@ class Actor(nn.Module):
         """Standard normal noise from the agent's own generator."""
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
-
 # 3. TwinCritic: both Q-functions as one batched network
 class TwinLinear(nn.Module):
     """One linear layer per critic, in one batched product: x (2,B,inputs) -> (2,B,outputs)."""
@@ -153,7 +149,6 @@ class TwinCritic(nn.Module):
         """obs (B,O), action (B,A) -> q (2,B)."""
         x = torch.cat([obs, action], -1).expand(TwinLinear.critics, -1, -1)  # (2,B,O+A)
         return self.net(x).squeeze(-1)
-
 
 # 4. SAC: the losses and the update
 def descend(loss, optimizer):
@@ -287,7 +282,6 @@ class SAC:
         self.updates = state["updates"]
         self.generator.set_state(state["generator"])
 
-
 # 5. Replay buffer
 class Batch(NamedTuple):
     """A batch of transitions, all float32."""
@@ -333,13 +327,13 @@ class ReplayBuffer:
         self.rows[: len(self)] = state["rows"]
         self.generator.set_state(state["generator"])
 
-
 # 6. Run: the training loop
 class Run:
     """The training loop: iterate over it, and it yields a row (a dict) every `log_every` steps.
 
     You can break out and iterate again to continue. `env`, a function that returns a new
-    environment, overrides config.env. Nothing is saved without a `folder`, which must be new.
+    environment, overrides config.env. With a `folder`, which must be new, the run is saved there
+    every `save_every` steps and whenever the loop ends; without one, nothing is saved.
     """
     def __init__(self, config, env=None, folder=None):
         if callable(env):
@@ -348,51 +342,39 @@ class Run:
         self.env, self.eval_env = make_env(env or config.env), make_env(env or config.env)
         if self.env.unwrapped is self.eval_env.unwrapped:
             raise UsageError("env must return a new environment on every call")
-        obs_dim, action_dim = self.env.observation_space.shape[0], self.env.action_space.shape[0]
-        self.agent = VARIANTS[config.variant](obs_dim, action_dim, config)
+        dims = self.env.observation_space.shape + self.env.action_space.shape  # O, A
+        self.agent = VARIANTS[config.variant](*dims, config)
         capacity = min(config.buffer_size, config.steps)
-        self.buffer = ReplayBuffer(obs_dim, action_dim, capacity, config.seed, self.agent.device)
+        self.buffer = ReplayBuffer(*dims, capacity, config.seed, self.agent.device)
         self.rng = np.random.default_rng(config.seed)  # for warm-up actions
-        self.time_limit = getattr(self.env.spec, "max_episode_steps", None)
         self.step = 0
-        self.row = {**dict.fromkeys(COLUMNS, math.nan), "episodes": 0, "seconds": 0}  # latest
-        self.history = []  # a copy of the row at each report
         self.obs = None  # None: the next step starts an episode
-        self.episode_length = 0
-        self.stop_by = None  # deadline (time.monotonic) if no episode ends sooner
-        self.seen = {}  # numbers of the last step, checked for NaN
+        self.between_episodes = True  # if so, a save holds all there is
+        self.stopping = False  # True: stop when the episode ends
+        self.row = {**dict.fromkeys(COLUMNS, math.nan), "step": 0, "episodes": 0, "seconds": 0}
+        self.history = []  # a copy of the row at each report
         self.folder, self.saved_at = None, 0
         if folder is not None:
             self.save(folder)
 
     def __iter__(self):
-        start, clock = self.step, time.perf_counter()
-        over = self.finished
-        while not over:
-            if not self.row_is_due():  # it still is after an interrupted evaluation
-                self.advance()
-            row = self.report(start, clock) if self.row_is_due() else None
-            over = self.finished or self.must_stop()
-            waited, every = self.step - self.saved_at, self.config.save_every
-            overdue = waited >= every + (self.time_limit or every)  # don't wait for the episode
-            try:
-                if self.folder and (over or overdue or (waited >= every and self.obs is None)):
-                    self.save()
-                elif self.folder and row:
-                    write_reports(self)
-            except OSError as error:
-                if over:
-                    raise
-                warnings.warn(f"step {self.step}: {error}; training continues")
-            if row:
-                yield row
-                start, clock = self.step, time.perf_counter()
-        self.stop_by = None
+        try:
+            while not self.finished and not (self.stopping and self.between_episodes):
+                if not self.row_is_due:  # it still is after an interrupted evaluation
+                    self.advance()
+                row = self.report() if self.row_is_due else None
+                if self.folder:
+                    self.save_if_due(row)
+                if row:
+                    yield row
+        finally:  # however the loop ended: finished, break, an interrupt, an error
+            if self.folder:
+                self.save()
 
     def advance(self):
         """One environment step of Algorithm 1, with the gradient steps that follow it."""
-        c, obs = self.config, self.obs
-        self.obs = None  # if interrupted below, the next call starts a new episode
+        start, c, obs = time.perf_counter(), self.config, self.obs
+        self.obs, self.between_episodes = None, False  # if interrupted, a new episode follows
         if obs is None:
             obs, _ = self.env.reset(seed=c.seed if self.step == 0 else None)
             self.episode_return, self.episode_length = 0.0, 0
@@ -411,53 +393,46 @@ class Run:
         self.buffer.add(obs, action, reward, next_obs, terminated)
 
         # Learn
-        self.seen = {"observation": np.abs([obs, next_obs]).max(), "action": np.abs(action).max(),
-                     "reward": reward}
+        seen = {"observation": np.abs([obs, next_obs]).max(), "reward": reward}
         if self.step > c.warmup:
             for _ in range(c.updates_per_step):
                 metrics = self.agent.update(self.buffer.sample(c.batch_size))
             self.row.update(metrics)
-            self.seen.update({name: x for name, x in metrics.items() if "loss" in name})
-        self.check_finite()
+            seen.update(metrics)
+        for name, x in seen.items():
+            if not math.isfinite(x):
+                self.folder = None  # so that nothing replaces the last save
+                raise FloatingPointError(f"NaN or infinity in the {name} at step {self.step}")
 
         self.episode_return += reward
         self.episode_length += 1
         if terminated or truncated:
             self.row["episodes"] += 1
             self.row.update(train_return=self.episode_return, train_length=self.episode_length)
-            self.episode_length = 0
+            self.between_episodes = True
         else:
             self.obs = next_obs
+        self.row["seconds"] += time.perf_counter() - start
 
-    def check_finite(self):
-        for name, x in self.seen.items():
-            if not math.isfinite(x):
-                raise FloatingPointError(f"NaN or infinity in the {name} at step {self.step}")
-
-    def report(self, start, clock):
-        """Evaluates if due, then adds a row to the history and returns it; None if interrupted."""
+    def report(self):
+        """Evaluates if it is time, then adds a row to the history and returns it."""
         c, row = self.config, self.row
-        if self.step > start:  # unless only the evaluation was still to do
-            row["steps_per_second"] = (self.step - start) / (time.perf_counter() - clock)
         if self.step % c.eval_every == 0 or self.step == c.steps:
-            x = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1, self.must_stop)
-            if len(x) < c.eval_episodes:
-                return None
+            x = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1)
             row.update(eval_return=x.mean(), eval_min=x.min(), eval_max=x.max())
             row["eval_step"] = self.step
-        row.update(step=self.step, seconds=row["seconds"] + time.perf_counter() - clock,
-                   alpha=self.agent.alpha.item(), target_entropy=self.agent.target_entropy)
+        last = self.history[-1] if self.history else {"step": 0, "seconds": 0}
+        row["steps_per_second"] = (self.step - last["step"]) / (row["seconds"] - last["seconds"])
+        row.update(step=self.step, alpha=self.agent.alpha.item(),
+                   target_entropy=self.agent.target_entropy)
         self.history.append({name: float(x) for name, x in row.items()})
         return self.history[-1]
 
+    @property
     def row_is_due(self):
-        c, reported = self.config, [row["step"] for row in self.history[-1:]]
-        regular = self.step % c.log_every == 0 or self.step % c.eval_every == 0
-        return self.step > 0 and self.step not in reported and (regular or self.step == c.steps)
-
-    def must_stop(self):
-        asked = self.stop_by is not None
-        return asked and (self.obs is None or time.monotonic() >= self.stop_by)
+        c, step = self.config, self.step
+        regular = step % c.log_every == 0 or step % c.eval_every == 0
+        return step != self.row["step"] and (regular or step == c.steps)
 
     @property
     def evaluation(self):
@@ -467,16 +442,27 @@ class Run:
     @property
     def finished(self):
         """Whether every step is done and reported, or an evaluation has reached `stop_at`."""
-        done, goal = self.step >= self.config.steps, self.config.stop_at
-        return (done and not self.row_is_due()) or (goal is not None and self.evaluation[0] >= goal)
+        goal = math.inf if self.config.stop_at is None else self.config.stop_at
+        return self.row["step"] == self.config.steps or self.evaluation[0] >= goal
+
+    def save_if_due(self, row):
+        """Saves, at the end of an episode if one ends in time, or else writes the row's reports."""
+        waited, every = self.step - self.saved_at, self.config.save_every
+        longest = getattr(self.env.spec, "max_episode_steps", None) or every
+        try:
+            if waited >= (every if self.between_episodes else every + longest):
+                self.save()
+            elif row:
+                write_reports(self)
+        except OSError as error:
+            warnings.warn(f"step {self.step}: {error}; training continues")
 
     def save(self, folder=None):
-        """Saves all that `load` needs. A `folder` must be new, and later saves go there, too.
+        """Saves all that `load` needs; if that fails, the last save is kept.
 
-        If saving fails, the last save is kept. Raises OSError, UsageError if `folder` exists, and
-        FloatingPointError if the last step met NaN.
+        A `folder` must be new, and later saves go there, too. Raises OSError, and UsageError if
+        `folder` exists.
         """
-        self.check_finite()
         path = Path(folder or self.folder).absolute()
         if path != self.folder and path.exists():  # *.tmp: its first save was killed
             if {file.suffix for file in path.iterdir()} != {".tmp"}:
@@ -486,7 +472,7 @@ class Run:
         generator = self.env.unwrapped.np_random.bit_generator  # its state may hold arrays
         state = {
             "edition": 2, "config": asdict(self.config), "versions": versions(),
-            "between_episodes": self.episode_length == 0, "step": self.step,
+            "step": self.step, "between_episodes": self.between_episodes,
             "row": {name: float(x) for name, x in self.row.items()}, "history": self.history,
             "agent": self.agent.state_dict(), "buffer": self.buffer.state_dict(),
             "rng": json.dumps(self.rng.bit_generator.state),
@@ -525,25 +511,17 @@ class Run:
             warnings.warn(f"the run will not be reproduced exactly: {', '.join(changed)}")
         return run
 
-def evaluate(agent, env, episodes, seed, each_step=lambda: False):
-    """Undiscounted returns (episodes,) of the mean action. Leaves training's randomness untouched.
-
-    each_step() is called before every step; if it returns true, evaluation stops there, with the
-    returns so far. Episodes are cut off after LONGEST steps.
-    """
-    returns = []
-    while len(returns) < episodes:
-        obs, _ = env.reset(seed=None if returns else seed)
-        total, length, over = 0.0, 0, False
-        while not over:
-            if each_step():
-                return np.array(returns)
+def evaluate(agent, env, episodes, seed):
+    """Undiscounted returns (episodes,) of the mean action; training's randomness is untouched."""
+    returns = np.zeros(episodes)
+    for i in range(episodes):
+        obs, _ = env.reset(seed=seed if i == 0 else None)
+        for _ in range(LONGEST):
             obs, reward, terminated, truncated, _ = env.step(agent.act(obs, deterministic=True))
-            total, length = total + reward, length + 1
-            over = terminated or truncated or length == LONGEST
-        returns.append(total)
-    return np.array(returns)
-
+            returns[i] += reward
+            if terminated or truncated:
+                break
+    return returns
 
 # 7. Variants: SAC with one idea changed or removed
 class SingleQ(SAC):
@@ -638,6 +616,7 @@ class UsageError(ValueError):
 def make_env(env, render_mode=None):
     """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if bad."""
     name = env if isinstance(env, str) else getattr(env, "__name__", "the environment")
+    mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
     try:
@@ -646,11 +625,7 @@ def make_env(env, render_mode=None):
             mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass|lowered by)")
-            options = {"render_mode": render_mode} if render_mode else {}
-            if isinstance(env, str):
-                env = gym.make(env, disable_env_checker=True, **options)
-            else:
-                env = env()
+            env = gym.make(env, disable_env_checker=True, **mode) if isinstance(env, str) else env()
             box, images = env.action_space, env.observation_space.dtype == np.uint8
             env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
     except Exception as error:  # third-party code can raise anything
@@ -676,26 +651,25 @@ COLUMNS = """step episodes train_return train_length eval_step eval_return eval_
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
 MAY_CHANGE = ("steps", "stop_at", "save_every", "threads")  # on --resume
-CHOICES = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "medium"),
-           "device": ("cpu", "cuda", "mps")}
-LIMITS = {"seed": (0, 2**32 - 1), "warmup": (0, 1e9), "threads": (0, 1024), "gamma": (0, 1),
-          "tau": (1e-9, 1), "alpha": (0, 1e9), "hidden": (1, 1e4), "stop_at": (-1e9, 1e9),
-          "target_entropy": (-1e9, 1e9)}
+LIMITS = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "medium"),
+          "device": ("cpu", "cuda", "mps"), "seed": (0, 2**32 - 1), "warmup": (0, 1e9),
+          "threads": (0, 1024), "hidden": (1, 1e4), "gamma": (0, 1), "tau": (1e-9, 1),
+          "alpha": (0, 1e9), "target_entropy": (-1e9, 1e9), "stop_at": (-1e9, 1e9)}
 
 def check(name, kind, x):
     """A field of a Config as a plain str, int, float or None. UsageError if it is out of range."""
-    choices = CHOICES.get(name, [x])
-    if x not in choices:
-        raise UsageError(f"--{name.replace('_', '-')} must be one of {', '.join(choices)}, not {x}")
+    flag, limits = "--" + name.replace("_", "-"), LIMITS.get(name)
+    if kind is str and limits and x not in limits:
+        raise UsageError(f"{flag} must be one of {', '.join(limits)}, not {x}")
     if kind is str or (x is None and kind not in (int, float)):
         return x
-    low, high = LIMITS.get(name, (1 if kind is int else 1e-9, 1e9))
+    low, high = limits or (1 if kind is int else 1e-9, 1e9)
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         value = int(float(x)) if kind is int else float(x)
         if value == float(x) and low <= value <= high:
             return value
-    rule = f"{'whole ' if kind is int else ''}number from {low:g} to {high:g}"
-    raise UsageError(f"--{name.replace('_', '-')} must be a {rule}, not {x}")
+    whole = "whole " if kind is int else ""
+    raise UsageError(f"{flag} must be a {whole}number from {low:g} to {high:g}, not {x}")
 
 def configure_torch(config):
     """Sets this process's threads and precision. Call it before the first tensor operation."""
@@ -711,7 +685,6 @@ def configure_torch(config):
         if error > 1e-4 or config.device != "cpu":
             torch.set_float32_matmul_precision("highest")
     torch.empty(7_900_000)  # freeing a large block makes glibc reuse memory: updates 20% faster
-
 
 # 9. Checkpoints
 SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # checksum of the running code
@@ -744,8 +717,7 @@ def read_checkpoint(folder, env=None):
         with zipfile.ZipFile(path) as archive:
             # Compressed, it could fill the memory; an attribute makes torch skip the entry's data
             odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
-            if odd or archive.testzip():
-                raise ValueError
+            assert not odd and not archive.testzip()
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
         assert state["edition"] == 2 and state["step"] <= state["config"].steps
@@ -755,7 +727,6 @@ def read_checkpoint(folder, env=None):
     if ":" in name and env is None:
         raise UsageError(f"loading {folder} would import {name}: if you trust it, add --env {name}")
     return state
-
 
 # 10. Plots and the command line
 PANELS = {"eval_return": "evaluation return", "q_mean": "mean Q of a batch",
@@ -777,9 +748,9 @@ def read_reports(run):
     if isinstance(run, Run):
         return run.config, run.history
     try:
-        config = Config(**json.loads(Path(run, "config.json").read_text())["config"])
-        rows = csv.DictReader(Path(run, "progress.csv").read_text().splitlines())
-        return config, [{name: float(row[name]) for name in COLUMNS} for row in rows]
+        about = json.loads(Path(run, "config.json").read_text())
+        lines = Path(run, "progress.csv").read_text().splitlines()
+        return Config(**about["config"]), np.genfromtxt(lines, delimiter=",", names=True, ndmin=1)
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{run} is not the folder of a run") from None
 
@@ -790,41 +761,30 @@ def plot_runs(runs):
     the highest; the others get a line each, named by the settings that differ.
     """
     from matplotlib.figure import Figure  # pyplot would take a second to import
-    groups, read = {}, [(run, *read_reports(run)) for run in runs]
+    read, groups = [read_reports(run) for run in runs], {}
     names = [x for x in Config.__annotations__ if x not in ("seed", *MAY_CHANGE)
-             and len({getattr(config, x) for _, config, _ in read}) > 1]
-    for run, config, rows in read:
-        label = ", ".join(f"{x} {getattr(config, x)}" for x in names)
-        label = label.replace("alpha None", "alpha learned")
-        if rows:
-            groups.setdefault(label or f"{config.env}, {config.variant}", {})[config.seed] = rows
-        else:
-            warnings.warn(f"{run} has no rows yet; skipped")
+             and len({getattr(config, x) for config, _ in read}) > 1]
+    for config, rows in read:
+        label = ", ".join(f"{x} {getattr(config, x)}" for x in names or ("env", "variant"))
+        if len(rows):
+            groups.setdefault(label.replace("alpha None", "alpha learned"), {})[config.seed] = rows
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for panel, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items()):
+        panel.set_prop_cycle(color=COLOURS, linestyle=("-", "--", "-.", ":", "-", "--"))
         at, marker = ("eval_step", ".") if name == "eval_return" else ("step", "")
-        for i, (label, seeds) in enumerate(groups.items()):
+        for label, seeds in groups.items():
             curves = [{x[at]: x[name] for x in rows if math.isfinite(x[name])}
                       for rows in seeds.values()]
             steps = sorted(set.intersection(*map(set, curves)))
             values = np.array([[curve[step] for step in steps] for curve in curves])
-            panel.plot(steps, values.mean(0), ("-", "--", "-.", ":")[i % 4], color=COLOURS[i % 6],
-                       marker=marker, label=f"{label} (seeds: {len(seeds)})")
-            panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2, fc=COLOURS[i % 6])
+            panel.plot(steps, values.mean(0), marker=marker, label=f"{label} (seeds: {len(seeds)})")
+            panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
         panel.set_title(title)
         panel.grid(alpha=0.3)
     figure.axes[3].set_yscale("symlog", linthresh=1e-3)  # a log scale that can show 0
     figure.axes[0].legend()
     figure.supxlabel("environment steps")
     return figure
-
-def say(text, end="\n", stream=None):
-    """Prints. If the output is gone (a closed pipe, a full disk), training continues."""
-    stream = stream or sys.stdout
-    try:
-        print(text, end=end, file=stream, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 def open_run(flags, out=None, resume=None):
     """The Run that the command line asks for, new or resumed."""
@@ -836,25 +796,23 @@ def open_run(flags, out=None, resume=None):
     asked, env = (flags, flags.get("env")) if resume else (Config.__annotations__, config.env)
     for number in itertools.count(1):
         folder = Path(resume or out or f"{place}-{number}".removesuffix("-1"))
-        if not resume and (resume is None or not (folder / "checkpoint.pt").exists()):
-            if out or not folder.exists():
-                configure_torch(config)
-                return Run(config, folder=folder)
-            continue
-        saved = read_checkpoint(folder, env)["config"]
-        differ = [f"{x} {getattr(saved, x)}" for x in asked
-                  if x not in MAY_CHANGE and getattr(saved, x) != getattr(config, x)]
-        if not differ:
-            changes = {x: getattr(config, x) for x in flags if x in MAY_CHANGE}
-            configure_torch(replace(saved, **changes))
-            return Run.load(folder, env, **changes)
-        if resume or out:
-            raise UsageError(f"{folder} has {', '.join(differ)}: for others, start a new run")
+        if resume or (resume == "" and (folder / "checkpoint.pt").exists()):
+            saved = read_checkpoint(folder, env)["config"]
+            differ = [f"{x} {getattr(saved, x)}" for x in asked
+                      if x not in MAY_CHANGE and getattr(saved, x) != getattr(config, x)]
+            if not differ:
+                changes = {x: getattr(config, x) for x in flags if x in MAY_CHANGE}
+                configure_torch(replace(saved, **changes))
+                return Run.load(folder, env, **changes)
+            if resume or out:
+                raise UsageError(f"{folder} has {', '.join(differ)}: for others, start a new run")
+        elif out or not folder.exists():
+            configure_torch(config)
+            return Run(config, folder=folder)
 
 SHOWN = {"steps_per_second": "  {:.0f} steps/s", "minutes": "  {:.0f} min left",
          "eval_return": "  evaluation {:.1f}", "train_return": "  last episode {:.1f}",
          "alpha": "  alpha {:.3g}", "entropy": "  entropy {:.2f}", "q_mean": "  Q {:.1f}"}
-PATIENCE = {"SIGINT": math.inf, "SIGTERM": 8, "SIGHUP": 8}  # seconds to wait for the episode to end
 
 def train(out=None, resume=None, tensorboard=False, **flags):
     """Trains, and prints a line for each row. Returns 0, or 128 + the signal that ended it."""
@@ -863,49 +821,49 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     run, signals = open_run(flags, out, resume), []
     c, place = run.config, os.path.relpath(run.folder)
     again = f"{place} --env {c.env}" if ":" in c.env else place
-    say(f"{c.env}, {c.variant}, seed {c.seed}, {torch.get_num_threads()} threads, at most "
-        f"{run.buffer.rows.nbytes / 1e6:.1f} MB of replay; writing to {place}")
-    if run.time_limit is None:
-        say(f"{c.env} has no time limit: evaluations cut an episode off after {LONGEST:,} steps")
+    print(f"{c.env} (episodes: at most {run.env.spec.max_episode_steps or 'any number of'} steps), "
+          f"{c.variant}, seed {c.seed}, {torch.get_num_threads()} threads, at most "
+          f"{run.buffer.rows.nbytes / 1e6:.1f} MB of replay; writing to {place}", flush=True)
 
     def stop(number, _):
-        run.stop_by = time.monotonic() + (0 if signals else PATIENCE[signal.Signals(number).name])
         signals.append(number)
+        run.stopping = True
+        if len(signals) > 1 and run.saved_at < run.step:  # it is not saving already
+            raise SystemExit(128 + signals[0])
+        if number != signal.SIGINT:
+            signal.alarm(8)
         with contextlib.suppress(OSError):  # print may be what the signal interrupted
             os.write(1, b"\nstopping when the episode ends; once more: at once\n")
 
-    handlers = {x: signal.signal(x, stop) for x in signal.Signals if x.name in PATIENCE}
+    handlers = {x: signal.signal(x, stop) for x in signal.Signals
+                if x.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")}
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
     events = SummaryWriter(run.folder) if tensorboard else None
     try:
-        with contextlib.suppress(OSError):
-            write_reports(run, picture=True)  # drops rows later than the last save
         for row in run:
+            line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
             row = {**row, "minutes": (c.steps - run.step) / row["steps_per_second"] / 60}
             if run.step <= c.warmup:
                 row["minutes"] = math.nan  # a step without learning says nothing about the rest
-            line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
             for name, form in SHOWN.items():
                 text = form.format(row[name])
                 if math.isfinite(row[name]) and len(line + text) <= width:
                     line += text
             keep = not terminal or row["eval_step"] == run.step
-            say("\r" + line.ljust(width) if terminal else line, end="\n" if keep else "")
+            line = "\r" + line.ljust(width) if terminal else line
+            print(line, end="\n" if keep else "", flush=True)
             for name in row if events else ():
                 events.add_scalar(name, row[name], run.step)
-    except Exception:
-        run.save()  # after NaN it raises that error again
-        raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if not run.finished:
-            say(f"\nto continue:  python sac.py --resume {again}")
+            print(f"\nto continue:  python sac.py --resume {again}")
     if not run.finished:
         return 128 + signals[0]
-    say("final evaluation {:.1f} ({:.1f} to {:.1f})".format(*run.evaluation))
-    say(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
+    print("final evaluation {:.1f} ({:.1f} to {:.1f})".format(*run.evaluation))
+    print(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
     return 0
 
 def play(play, env=None, threads=0, episodes=10, render=False, video=None):
@@ -921,33 +879,34 @@ def play(play, env=None, threads=0, episodes=10, render=False, video=None):
     state = read_checkpoint(play, env)
     config = replace(state["config"], device="cpu", threads=threads)
     configure_torch(config)
-    mode = "human" if render else None
-    stage = make_env(env or config.env, "rgb_array" if video else mode)
-    if video and hasattr(stage.unwrapped, "mujoco_renderer"):
-        stage.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
-        if stage.unwrapped.model.ncam:
-            stage.unwrapped.mujoco_renderer.camera_id = 0  # the camera that follows the runner
-    dims = stage.observation_space.shape[0], stage.action_space.shape[0]
+    stage = make_env(env or config.env, "rgb_array" if video else "human" if render else None)
+    dims = stage.observation_space.shape + stage.action_space.shape
     agent = VARIANTS[config.variant](*dims, config)
     try:
         agent.actor.load_state_dict(state["agent"]["actor"])
     except (KeyError, RuntimeError):
         raise UsageError(f"the policy saved in {play} is not like that of this sac.py") from None
-    steps, frames, returns = itertools.count(), [], []
+    frames, steps, returns = [], itertools.count(), []
     every = max(1, round(stage.metadata.get("render_fps", 30) / 10))  # ten frames a second
 
-    def film_it():
-        if video and not returns and next(steps) % every == 0:
+    def look(obs):
+        if not returns and next(steps) % every == 0:
             frames.append(Image.fromarray(stage.render()).reduce(2))
+        return obs
 
+    if video:
+        stage = gym.wrappers.TransformObservation(stage, look, stage.observation_space)
+        with contextlib.suppress(AttributeError):  # of MuJoCo only
+            stage.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
+            stage.unwrapped.mujoco_renderer.camera_id = 0  # the camera that follows the runner
     while len(returns) < episodes:
-        returns += list(evaluate(agent, stage, 1, config.seed + 1 + len(returns), film_it))
-        say(f"episode {len(returns)}: return {returns[-1]:.1f}")
-    say(f"mean {np.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})")
+        returns += list(evaluate(agent, stage, 1, config.seed + 1 + len(returns)))
+        print(f"episode {len(returns)}: return {returns[-1]:.1f}", flush=True)
+    print(f"mean {np.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})")
     if video:
         options = {"save_all": True, "append_images": frames[1:], "duration": 100, "loop": 0}
         write(film, lambda file: frames[0].save(file, film.suffix[1:], **options))
-        say(f"wrote {video}")
+        print(f"wrote {video}")
 
 def plot(plot, out=None):
     """Plots runs into a new image file."""
@@ -956,7 +915,7 @@ def plot(plot, out=None):
     if file.exists() or not file.suffix:
         raise UsageError(f"--out needs a new image file, such as comparison.png, not {file}")
     plot_runs(plot).savefig(file)
-    say(f"wrote {file}")
+    print(f"wrote {file}")
 
 def parse(argv):
     """The flags that were given, as a dict; those of Config are read from its source."""
@@ -982,7 +941,7 @@ def parse(argv):
 def main(argv=None):
     """The command line. Exit codes: 0; 1 NaN; 2 usage, files, memory; 3 others; 128 + signal."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: say(f"sac.py: {message}", stream=sys.stderr)
+        warnings.showwarning = lambda text, *_: print(f"sac.py: {text}", file=sys.stderr)
         try:
             given = parse(argv)
             job = next((x for x in (play, plot) if x.__name__ in given), train)
@@ -992,18 +951,18 @@ def main(argv=None):
             if odd:
                 raise UsageError(f"{job.__name__} has no use for {', '.join(odd)}")
             return job(**given) or 0
-        except SystemExit as end:  # argparse: --help or a mistake
+        except SystemExit as end:  # argparse, or a second signal
             return end.code
-        except KeyboardInterrupt:
-            return 128 + signal.SIGINT
+        except FloatingPointError as error:
+            code, text = 1, f"{error}"
+        except (UsageError, OSError, MemoryError, ImportError) as error:
+            code, text = 2, f"{error}"
         except Exception as error:
-            known = isinstance(error, UsageError | OSError | MemoryError | ImportError)
-            if known or isinstance(error, FloatingPointError):
-                say(f"sac.py: {error}".splitlines()[0], stream=sys.stderr)
-                return 2 if known else 1
             where = traceback.extract_tb(error.__traceback__)[-1]
-            say(f"sac.py: {error!r} in {where.filename}, line {where.lineno}", stream=sys.stderr)
-            return 3
+            code, text = 3, f"{error!r} in {where.filename}, line {where.lineno}"
+        with contextlib.suppress(OSError):
+            print("sac.py:", text.splitlines()[0], file=sys.stderr)
+        return code
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -435,9 +435,9 @@ def test_nothing_is_saved_after_nan(tmp_path):
     for _ in range(60):
         run.advance()
     run.save(tmp_path / "run")
-    for again in range(2):
+    for _ in range(2):
         with pytest.raises(FloatingPointError):
-            list(run) if again == 0 else run.save()
+            list(run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert sac.Run.load(tmp_path / "run", env=Clock).step == 60
