@@ -4,8 +4,8 @@
     python sac.py --play runs/HalfCheetah-v4/sac-seed1      play the trained policy
     python sac.py --env Hopper-v4 --variant single-q        change one idea (--help lists them)
 
-Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905. All
-equation numbers are from there. Its Algorithm 1, as `Run.advance` and `SAC.update` carry it out:
+Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905. Equation
+numbers refer to it. Its Algorithm 1, as `Run.advance` and `SAC.update` carry it out:
 
     initialise the policy phi and two critics theta; copy the critics into the targets theta'
     for each environment step:
@@ -22,19 +22,16 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Where it differs from the paper, why, and what undoing it did on HalfCheetah-v4 (mean of the last
-three evaluations in 100,000 steps: 6,836 and 6,950 as it stands, seeds 11 and 12):
-- The critics learn at 1e-3, not 3e-4: they have to keep up with moving targets (4,942 with 3e-4,
-  seed 11).
-- The first 5,000 actions are uniformly random and nothing is learned yet, so that early batches
-  are diverse (6,311 and 5,378 with 1,000).
-- log_std is softly clamped to [-20,2], since a hard clamp has no gradient outside (6,619 with one,
-  seed 11: no clear difference).
+Where it differs from the paper, why, and the return on HalfCheetah-v4 when that is undone (at
+100,000 steps, mean and sd of seeds 11 to 13; as it stands: 6,612 +- 490):
+- The critics learn at 1e-3, not 3e-4, to keep up with moving targets (with 3e-4: 4,493 +- 523).
+- It starts with 5,000 random actions and no learning, for diverse batches (1,000: 5,507 +- 747).
+- log_std is clamped softly; a hard clamp has no gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
-  the same in every environment (none here: these are HalfCheetah's own bounds).
+  the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
 """
-import argparse, contextlib, copy, importlib.util, inspect, itertools, json, math, os, re
-import shutil, signal, sys, time, traceback, warnings, zipfile, zlib
+import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shutil, signal, sys
+import time, traceback, warnings, zipfile, zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +45,7 @@ from torch import nn
 # 1. Config: everything that defines a run
 @dataclass(frozen=True)
 class Config:
-    """Every field is also a flag, with its comment as the help text. Bad values: UsageError."""
+    """Every field is also a flag, its comment is the help text. Bad values raise UsageError."""
     env: str = "HalfCheetah-v4"  # gymnasium id with continuous actions, or module:Name-v0
     variant: str = "sac"  # which variant of SAC to train: see below
     seed: int = 1  # seeds the weights, noise, replay, warm-up and environment
@@ -65,7 +62,7 @@ class Config:
     critic_lr: float = 1e-3  # learning rate of the critics
     alpha_lr: float = 3e-4  # learning rate of the temperature
     alpha: float | None = None  # fixed temperature (default: learned)
-    target_entropy: float | None = None  # nats that a learned alpha aims for (default: -A)
+    target_entropy: float | None = None  # entropy (nats) a learned alpha aims for (default: -A)
     reward_scale: float = 1.0  # multiplies the rewards the critics learn from
     updates_per_step: int = 1  # gradient steps per environment step
     actor_samples: int = 1  # actions sampled per state (variant reinforce only)
@@ -79,7 +76,7 @@ class Config:
     matmul_precision: str = "auto"  # highest, high, medium; auto: medium if exact, else highest
 
     def __post_init__(self):
-        for name, kind in self.__annotations__.items():  # makes text and numpy plain
+        for name, kind in Config.__annotations__.items():  # makes text and numpy plain
             object.__setattr__(self, name, check(name, kind, getattr(self, name)))
         if self.actor_samples > 1 and self.variant != "reinforce":
             raise UsageError("--actor-samples only applies to --variant reinforce")
@@ -96,8 +93,8 @@ def squash(u, mean, log_std):
     """u (...,A) ~ N(mean, exp(log_std)^2) -> action tanh(u) (...,A) and its log-density (...).
 
     Change of variables: log pi(a) = log N(u) - log |da/du|, summed over A (Appendix C), where
-    da/du = 1 - tanh(u)^2. In float32 this rounds to 0 once |u| exceeds about 9. We use what is
-    identical, 4 e^-2u / (1 + e^-2u)^2: its logarithm and gradient are accurate for every u.
+    da/du = 1 - tanh(u)^2. In float32 this rounds to 0 once |u| exceeds about 9, so we use the
+    identical 4 e^-2u / (1 + e^-2u)^2: its logarithm and gradient are accurate for every u.
     """
     log_normal = -0.5 * ((u - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # (...,A)
@@ -152,9 +149,10 @@ class TwinCritic(nn.Module):
 
 # 4. SAC: the losses and the update
 def descend(loss, optimizer):
-    """One gradient step. Only this optimizer's own parameters get a gradient (`inputs`)."""
+    """One gradient step. The gradient may flow through other networks, but not into them."""
     optimizer.zero_grad()
-    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    parameters = optimizer.param_groups[0]["params"]
+    loss.backward(inputs=parameters)
     optimizer.step()
 
 @torch.no_grad()
@@ -164,17 +162,17 @@ def blend(target, online, tau):
         old.lerp_(new, tau)
 
 class SAC:
-    """Soft Actor-Critic as in the paper."""
+    """Soft Actor-Critic; how it differs from the paper is listed at the top."""
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
         self.device = torch.device(config.device)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)  # for all noise
-        with torch.random.fork_rng(devices=[]):  # initial weights, without touching global state
+        with torch.random.fork_rng(devices=[]):  # initial weights; restores the global generator
             torch.manual_seed(config.seed)
             self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(self.device)
             self.critic = self.make_critic().to(self.device)
             if config.device == "cpu":
-                self.generator.set_state(torch.get_rng_state())  # goes on where the weights ended
+                self.generator.set_state(torch.get_rng_state())  # its noise continues their stream
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
         learned = config.alpha is None
@@ -189,14 +187,13 @@ class SAC:
         alpha_lr = config.alpha_lr if learned else 0.0  # a rate of 0 keeps it fixed
         self.alpha_optimizer = adam([self.log_alpha], alpha_lr, fused=True)
         self.updates = 0
-        self.q_mean = torch.tensor(math.nan)  # for the log
 
     def make_critic(self):
         return TwinCritic(self.obs_dim, self.action_dim, self.config.hidden)
 
     @property
     def alpha(self):
-        """The temperature, a scalar tensor. Set it by agent.log_alpha.data.fill_(math.log(0.2))."""
+        """The temperature, a scalar. To set it: agent.log_alpha.data.fill_(math.log(0.2))."""
         return self.log_alpha.exp()
 
     @torch.no_grad()
@@ -215,13 +212,13 @@ class SAC:
         return q.min(0).values
 
     def next_value(self, next_obs):
-        """V(s') = Q'(s',a') - alpha log pi(a'|s'), with a' from the current policy (Eq. 3)."""
+        """V(s') = Q'(s',a') - alpha log pi(a'|s') with a' ~ pi(.|s'), without gradient (Eq. 3)."""
         next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
         return self.combine(self.target_critic(next_obs, next_action)) - self.alpha * log_prob
 
     @torch.no_grad()
     def td_target(self, batch):
-        """y = r + gamma (1 - d) V(s'), a constant: (B,), or (2,B) if each critic has its own."""
+        """y = r + gamma (1 - d) V(s'), no gradient: (B,), or (2,B) if each critic has its own."""
         r = self.config.reward_scale * batch.reward
         return r + self.config.gamma * (1 - batch.terminated) * self.next_value(batch.next_obs)
 
@@ -230,7 +227,7 @@ class SAC:
         y = self.td_target(batch)  # (B,) or (2,B)
         q = self.critic(batch.obs, batch.action)  # (2,B)
         assert y.shape in (q.shape, q.shape[1:]), f"{y.shape} would broadcast against {q.shape}"
-        self.q_mean = q.detach().mean()
+        self.q_mean = q.detach().mean()  # for the log
         return 0.5 * ((q - y) ** 2).mean(1).sum()
 
     def actor_loss(self, obs):
@@ -253,7 +250,7 @@ class SAC:
         descend(critic_loss, self.critic_optimizer)
 
         actor_loss, log_prob = self.actor_loss(batch.obs)
-        descend(actor_loss, self.actor_optimizer)  # the critics get no gradient
+        descend(actor_loss, self.actor_optimizer)  # through the critics, not into them
 
         alpha_loss = self.alpha_loss(log_prob)
         descend(alpha_loss, self.alpha_optimizer)
@@ -265,7 +262,7 @@ class SAC:
         return {name: x.detach() for name, x in logged.items()}
 
     def parts(self):
-        """What a checkpoint holds, besides the temperature and the generator."""
+        """What a checkpoint holds, besides temperature, update count and generator."""
         return {"actor": self.actor, "actor_optimizer": self.actor_optimizer,
                 "critic": self.critic, "critic_optimizer": self.critic_optimizer,
                 "target_critic": self.target_critic, "alpha_optimizer": self.alpha_optimizer}
@@ -289,13 +286,13 @@ class Batch(NamedTuple):
     action: torch.Tensor  # (B,A) in [-1,1]
     reward: torch.Tensor  # (B,)
     next_obs: torch.Tensor  # (B,O)
-    terminated: torch.Tensor  # (B,) 1 if the task itself ended, else 0, also at a time limit
+    terminated: torch.Tensor  # (B,) 1 if the task itself ended; 0 otherwise, even at a time limit
 
 class ReplayBuffer:
     """The last `capacity` transitions, each a row of one array, so that a batch is one gather."""
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
-        rows = np.zeros((capacity, sum(self.widths)), np.float32)  # takes memory only as it fills
+        rows = np.zeros((capacity, sum(self.widths)), np.float32)  # takes memory as it fills
         self.rows = torch.from_numpy(rows).to(device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.added = 0
@@ -331,9 +328,9 @@ class ReplayBuffer:
 class Run:
     """The training loop: iterate over it, and it yields a row (a dict) every `log_every` steps.
 
-    You can break out and iterate again to continue. `env`, a function that returns a new
-    environment, overrides config.env. With a `folder`, which must be new, the run is saved there
-    every `save_every` steps and whenever the loop ends; without one, nothing is saved.
+    There is also a row at each evaluation. You can break out and iterate again to continue. `env`,
+    a function that returns a new environment, overrides config.env. With a `folder`, which must be
+    new, the run is saved there every `save_every` steps and whenever the loop ends.
     """
     def __init__(self, config, env=None, folder=None):
         if callable(env):
@@ -349,9 +346,11 @@ class Run:
         self.rng = np.random.default_rng(config.seed)  # for warm-up actions
         self.step = 0
         self.obs = None  # None: the next step starts an episode
-        self.between_episodes = True  # if so, a save holds all there is
+        self.between_episodes = True  # if so, a save captures everything
         self.stopping = False  # True: stop when the episode ends
-        self.row = {**dict.fromkeys(COLUMNS, math.nan), "step": 0, "episodes": 0, "seconds": 0}
+        self.ending = False  # True: the loop is over and saves
+        self.row = dict.fromkeys(COLUMNS, math.nan)
+        self.row.update(step=0, episodes=0, seconds=0)
         self.history = []  # a copy of the row at each report
         self.folder, self.saved_at = None, 0
         if folder is not None:
@@ -359,22 +358,26 @@ class Run:
 
     def __iter__(self):
         try:
-            while not self.finished and not (self.stopping and self.between_episodes):
-                if not self.row_is_due:  # it still is after an interrupted evaluation
-                    self.advance()
-                row = self.report() if self.row_is_due else None
+            while True:
+                row = self.report()  # first, since an interrupted evaluation is still due
                 if self.folder:
                     self.save_if_due(row)
                 if row:
                     yield row
+                if self.finished or (self.stopping and self.between_episodes):
+                    break
+                self.advance()
         finally:  # however the loop ended: finished, break, an interrupt, an error
+            self.ending = True
             if self.folder:
                 self.save()
 
     def advance(self):
         """One environment step of Algorithm 1, with the gradient steps that follow it."""
-        start, c, obs = time.perf_counter(), self.config, self.obs
-        self.obs, self.between_episodes = None, False  # if interrupted, a new episode follows
+        start = time.perf_counter()
+        c, obs = self.config, self.obs
+        self.obs = None  # if this step is interrupted, a new episode follows
+        self.between_episodes = False
         if obs is None:
             obs, _ = self.env.reset(seed=c.seed if self.step == 0 else None)
             self.episode_return, self.episode_length = 0.0, 0
@@ -415,24 +418,21 @@ class Run:
         self.row["seconds"] += time.perf_counter() - start
 
     def report(self):
-        """Evaluates if it is time, then adds a row to the history and returns it."""
+        """If it is time: evaluates, adds a row to the history and returns it. Otherwise None."""
         c, row = self.config, self.row
-        if self.step % c.eval_every == 0 or self.step == c.steps:
+        evaluating = self.step % c.eval_every == 0 or self.step == c.steps
+        if row["step"] == self.step or not (evaluating or self.step % c.log_every == 0):
+            return None
+        if evaluating:
             x = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1)
-            row.update(eval_return=x.mean(), eval_min=x.min(), eval_max=x.max())
-            row["eval_step"] = self.step
+            row.update(eval_step=self.step, eval_return=x.mean(), eval_min=min(x), eval_max=max(x))
         last = self.history[-1] if self.history else {"step": 0, "seconds": 0}
-        row["steps_per_second"] = (self.step - last["step"]) / (row["seconds"] - last["seconds"])
+        seconds = max(row["seconds"] - last["seconds"], 1e-9)
+        row["steps_per_second"] = (self.step - last["step"]) / seconds
         row.update(step=self.step, alpha=self.agent.alpha.item(),
                    target_entropy=self.agent.target_entropy)
         self.history.append({name: float(x) for name, x in row.items()})
         return self.history[-1]
-
-    @property
-    def row_is_due(self):
-        c, step = self.config, self.step
-        regular = step % c.log_every == 0 or step % c.eval_every == 0
-        return step != self.row["step"] and (regular or step == c.steps)
 
     @property
     def evaluation(self):
@@ -446,11 +446,11 @@ class Run:
         return self.row["step"] == self.config.steps or self.evaluation[0] >= goal
 
     def save_if_due(self, row):
-        """Saves, at the end of an episode if one ends in time, or else writes the row's reports."""
+        """Saves if it is time, between episodes where possible. Otherwise writes the new row."""
         waited, every = self.step - self.saved_at, self.config.save_every
         longest = getattr(self.env.spec, "max_episode_steps", None) or every
         try:
-            if waited >= (every if self.between_episodes else every + longest):
+            if waited >= every + (0 if self.between_episodes else longest):
                 self.save()
             elif row:
                 write_reports(self)
@@ -458,34 +458,30 @@ class Run:
             warnings.warn(f"step {self.step}: {error}; training continues")
 
     def save(self, folder=None):
-        """Saves all that `load` needs; if that fails, the last save is kept.
-
-        A `folder` must be new, and later saves go there, too. Raises OSError, and UsageError if
-        `folder` exists.
-        """
+        """Saves all that `load` needs; OSError if it fails, UsageError if `folder` exists."""
         path = Path(folder or self.folder).absolute()
-        if path != self.folder and path.exists():  # *.tmp: its first save was killed
+        if path != self.folder and path.exists():  # with only *.tmp, its first save was killed
             if {file.suffix for file in path.iterdir()} != {".tmp"}:
                 raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
         path.mkdir(parents=True, exist_ok=True)
-        self.folder, self.saved_at = path, self.step  # even if it fails: don't retry at once
-        generator = self.env.unwrapped.np_random.bit_generator  # its state may hold arrays
+        self.folder, self.saved_at = path, self.step  # even if it fails: no retry at once
+        generator = self.env.unwrapped.np_random.bit_generator
         state = {
             "edition": 2, "config": asdict(self.config), "versions": versions(),
             "step": self.step, "between_episodes": self.between_episodes,
             "row": {name: float(x) for name, x in self.row.items()}, "history": self.history,
             "agent": self.agent.state_dict(), "buffer": self.buffer.state_dict(),
             "rng": json.dumps(self.rng.bit_generator.state),
-            "env_rng": json.dumps(generator.state, default=lambda x: x.tolist())}
+            "env_rng": json.dumps(generator.state, default=lambda x: x.tolist())}  # or arrays
         write(path / "checkpoint.pt", lambda file: torch.save(state, file))
         write_reports(self, picture=True)
 
     @classmethod
     def load(cls, folder, env=None, **changes):
-        """Loads the run saved in `folder`, with `changes` to its settings. Raises UsageError.
+        """The run saved in `folder`, with `changes` to its settings. UsageError if it is bad.
 
-        A save between episodes holds all there is, so the run continues bit for bit as if it had
-        never stopped, on the same machine, versions and threads. Otherwise a warning says why not.
+        It continues bit for bit as if it had never stopped, or a warning says why it will not:
+        the state inside an environment's episode is the one thing that no save captures.
         """
         state = read_checkpoint(folder, env)
         config = replace(state["config"], **changes)
@@ -501,9 +497,9 @@ class Run:
             run.env.reset(seed=config.seed)  # creates its generator, whatever its kind
             run.env.unwrapped.np_random.bit_generator.state = json.loads(state["env_rng"])
             now, old = versions(), state["versions"]
-            changed = [f"different {name}" for name in now if now[name] != old[name]]
+            changed = [f"different {name}" for name in now if now[name] != old.get(name)]
             if not state["between_episodes"]:
-                changed.append("saved inside an episode, a new one begins")
+                changed.append("saved inside an episode: a new one begins")
         except Exception as error:
             raise UsageError(f"{folder} is not compatible with this sac.py: {error!r}") from None
         run.folder, run.saved_at = Path(folder).absolute(), run.step
@@ -512,7 +508,7 @@ class Run:
         return run
 
 def evaluate(agent, env, episodes, seed):
-    """Undiscounted returns (episodes,) of the mean action; training's randomness is untouched."""
+    """Undiscounted returns (episodes,) of the action tanh(mean). Draws none of training's noise."""
     returns = np.zeros(episodes)
     for i in range(episodes):
         obs, _ = env.reset(seed=seed if i == 0 else None)
@@ -525,7 +521,7 @@ def evaluate(agent, env, episodes, seed):
 
 # 7. Variants: SAC with one idea changed or removed
 class SingleQ(SAC):
-    """Acts on one critic only, as in DDPG: expect Q to overestimate the return."""
+    """One critic for target and actor, as in DDPG: expect Q to overestimate the return."""
     def combine(self, q):
         return q[0]
 
@@ -541,9 +537,9 @@ class DoubleQ(MeanQ):
         return self.target_critic(next_obs, next_action).flip(0) - self.alpha * log_prob  # (2,B)
 
 class Reinforce(SAC):
-    """Score-function gradient of K actions per state (Williams 1992), no baseline: noisy."""
+    """Score-function gradient from K actions per state (Williams 1992), no baseline: noisy."""
     def actor_loss(self, obs):
-        """A surrogate whose expected gradient is that of J_pi (its value is not), and log_prob."""
+        """A surrogate with the expected gradient of J_pi (but not its value), and log_prob."""
         obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O)
         mean, log_std = self.actor(obs)
         u = (mean + log_std.exp() * self.actor.noise(mean.shape)).detach()  # (K B,A)
@@ -608,7 +604,6 @@ VARIANTS = {"sac": SAC, "single-q": SingleQ, "double-q": DoubleQ, "mean-q": Mean
             "reinforce": Reinforce, "hard-target": HardTarget, "no-entropy": NoEntropy,
             "ddpg": DDPG, "smooth-noise": SmoothNoise}
 
-
 # 8. Environments and settings
 class UsageError(ValueError):
     """A user's mistake. The message says what is wrong and how to fix it."""
@@ -620,7 +615,7 @@ def make_env(env, render_mode=None):
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
     try:
-        if importlib.util.find_spec("mujoco"):
+        with contextlib.suppress(ImportError):
             import mujoco  # by default it logs warnings to MUJOCO_LOG.TXT
             mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
         with warnings.catch_warnings():
@@ -632,8 +627,7 @@ def make_env(env, render_mode=None):
         raise UsageError(f"cannot make {name}: {error!r}") from None
     floats = isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and box.low.size > 0
     if not floats or not box.is_bounded() or (box.low >= box.high).any():
-        raise UsageError(f"{name} has the action space {box}; SAC needs a continuous one, a float "
-                         "Box with finite low < high")
+        raise UsageError(f"{name} has actions {box}; SAC needs continuous ones, finite low < high")
     if images:
         raise UsageError(f"{name} observes images; these networks take flat vectors")
 
@@ -642,9 +636,8 @@ def make_env(env, render_mode=None):
         a = 0.5 * (1 - a) * box.low + 0.5 * (1 + a) * box.high
         return np.clip(a, box.low, box.high).astype(box.dtype)  # rounding can overshoot
 
-    unit = gym.spaces.Box(-1, 1, (box.low.size,), np.float32)
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
-    return gym.wrappers.TransformAction(env, rescale, unit)
+    return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
 LONGEST = 10_000  # steps after which an evaluation cuts an episode off
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
@@ -657,33 +650,31 @@ LIMITS = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "
           "alpha": (0, 1e9), "target_entropy": (-1e9, 1e9), "stop_at": (-1e9, 1e9)}
 
 def check(name, kind, x):
-    """A field of a Config as a plain str, int, float or None. UsageError if it is out of range."""
+    """A field of a Config as a plain str, int, float or None. UsageError if it is not valid."""
     flag, limits = "--" + name.replace("_", "-"), LIMITS.get(name)
     if kind is str and limits and x not in limits:
         raise UsageError(f"{flag} must be one of {', '.join(limits)}, not {x}")
     if kind is str or (x is None and kind not in (int, float)):
         return x
     low, high = limits or (1 if kind is int else 1e-9, 1e9)
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        value = int(float(x)) if kind is int else float(x)
-        if value == float(x) and low <= value <= high:
-            return value
     whole = "whole " if kind is int else ""
+    with contextlib.suppress(TypeError, ValueError):
+        value = float(x)
+        if low <= value <= high and (value.is_integer() or not whole):
+            return int(value) if whole else value
     raise UsageError(f"{flag} must be a {whole}number from {low:g} to {high:g}, not {x}")
 
 def configure_torch(config):
-    """Sets this process's threads and precision. Call it before the first tensor operation."""
+    """Sets this process's threads and precision. Call it before a Run is made."""
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
     torch.set_num_threads(config.threads or min(torch.get_num_threads(), 4))
-    auto = config.matmul_precision == "auto"
-    torch.set_float32_matmul_precision("medium" if auto else config.matmul_precision)
-    if auto:  # on a CPU "medium" is faster; on some it is exact, on others it keeps 3 digits
-        a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
-        error = ((a @ a) - a.double() @ a.double()).abs().max()
-        if error > 1e-4 or config.device != "cpu":
-            torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("medium")  # on some CPUs faster and exact; others: 3 digits
+    a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
+    exact = config.device == "cpu" and ((a @ a) - a.double() @ a.double()).abs().max() < 1e-4
+    auto = "medium" if exact else "highest"
+    torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", auto))
     torch.empty(7_900_000)  # freeing a large block makes glibc reuse memory: updates 20% faster
 
 # 9. Checkpoints
@@ -697,7 +688,7 @@ def versions():
             "matmul_precision": torch.get_float32_matmul_precision()}
 
 def write(path, content):
-    """Lets content(file) write a new file, which replaces `path` only when it is complete."""
+    """Lets content(file) write a temporary file, which replaces `path` once it is complete."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -711,20 +702,23 @@ def write(path, content):
         raise OSError(f"cannot write {path}: {error}") from None
 
 def read_checkpoint(folder, env=None):
-    """Loads what `Run.save` wrote, the config as a Config. Runs no code from it. Or UsageError."""
+    """Loads what `Run.save` wrote, running no code from it. Raises UsageError."""
     path = Path(folder, "checkpoint.pt")
     try:
         with zipfile.ZipFile(path) as archive:
-            # Compressed, it could fill the memory; an attribute makes torch skip the entry's data
+            # Compressed entries could fill the memory; with attributes set, torch skips the data
             odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
-            assert not odd and not archive.testzip()
+            if odd or archive.testzip():
+                raise ValueError("damaged or tampered with")
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
-        assert state["edition"] == 2 and state["step"] <= state["config"].steps
-    except Exception:  # a damaged file can raise anything
-        raise UsageError(f"{path} is missing, damaged or of the first edition of sac.py") from None
+        if state["edition"] != 2 or state["step"] > state["config"].steps:
+            raise ValueError("steps")
+    except Exception as error:  # a damaged file can raise anything
+        raise UsageError(f"{path} is missing, damaged or from the first edition of sac.py "
+                         f"({error!r})") from None
     name = state["config"].env
-    if ":" in name and env is None:
+    if ":" in name and not callable(env) and env != name:
         raise UsageError(f"loading {folder} would import {name}: if you trust it, add --env {name}")
     return state
 
@@ -737,7 +731,7 @@ def write_reports(run, picture=False):
     """config.json, progress.csv and learning_curve.png, for people and for --plot."""
     about = json.dumps({"config": asdict(run.config), "versions": versions()}, indent=2)
     lines = [[f"{row.get(name, math.nan):.10g}" for name in run.row] for row in run.history]
-    table = "\n".join(",".join(line) for line in [run.row, *lines])
+    table = "\n".join(",".join(line) for line in [list(run.row), *lines])
     write(run.folder / "config.json", lambda file: file.write(f"{about}\n".encode()))
     write(run.folder / "progress.csv", lambda file: file.write(f"{table}\n".encode()))
     if picture and run.history:
@@ -755,19 +749,23 @@ def read_reports(run):
         raise UsageError(f"{run} is not the folder of a run") from None
 
 def plot_runs(runs):
-    """Plots return, Q, entropy and alpha of Runs, or of their folders, into a matplotlib Figure.
+    """A matplotlib Figure of the return, Q, entropy and alpha of Runs, or of their folders.
 
-    Runs that differ only in their seed become one line, their mean, in a band from the lowest to
-    the highest; the others get a line each, named by the settings that differ.
+    Runs that differ only in their seed share a line, their mean, in a band from lowest to highest.
     """
     from matplotlib.figure import Figure  # pyplot would take a second to import
-    read, groups = [read_reports(run) for run in runs], {}
+    read, groups = [(run, *read_reports(run)) for run in runs], {}
     names = [x for x in Config.__annotations__ if x not in ("seed", *MAY_CHANGE)
-             and len({getattr(config, x) for config, _ in read}) > 1]
-    for config, rows in read:
+             and len({getattr(config, x) for _, config, _ in read}) > 1]
+    for run, config, rows in read:
         label = ", ".join(f"{x} {getattr(config, x)}" for x in names or ("env", "variant"))
+        label = label.replace("alpha None", "alpha learned")
+        if config.seed in groups.get(label, {}):  # the same run again, perhaps of edited code
+            label = f"{label}, {run}"
         if len(rows):
-            groups.setdefault(label.replace("alpha None", "alpha learned"), {})[config.seed] = rows
+            groups.setdefault(label, {})[config.seed] = rows
+        else:
+            warnings.warn(f"{run} has no rows yet: skipped")
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     for panel, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items()):
         panel.set_prop_cycle(color=COLOURS, linestyle=("-", "--", "-.", ":", "-", "--"))
@@ -790,20 +788,19 @@ def open_run(flags, out=None, resume=None):
     """The Run that the command line asks for, new or resumed."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
-    config = Config(**flags)
+    config, env = Config(**flags), flags.get("env")
     place = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
-    # With --resume DIR, the flags given must match the saved run; with a bare one, all settings
-    asked, env = (flags, flags.get("env")) if resume else (Config.__annotations__, config.env)
     for number in itertools.count(1):
         folder = Path(resume or out or f"{place}-{number}".removesuffix("-1"))
         if resume or (resume == "" and (folder / "checkpoint.pt").exists()):
             saved = read_checkpoint(folder, env)["config"]
-            differ = [f"{x} {getattr(saved, x)}" for x in asked
+            names = flags if resume else Config.__annotations__  # a bare --resume: every setting
+            differ = [f"{x} {getattr(saved, x)}" for x in names
                       if x not in MAY_CHANGE and getattr(saved, x) != getattr(config, x)]
             if not differ:
-                changes = {x: getattr(config, x) for x in flags if x in MAY_CHANGE}
-                configure_torch(replace(saved, **changes))
-                return Run.load(folder, env, **changes)
+                asked = replace(saved, **flags)
+                configure_torch(asked)
+                return Run.load(folder, **asdict(asked))
             if resume or out:
                 raise UsageError(f"{folder} has {', '.join(differ)}: for others, start a new run")
         elif out or not folder.exists():
@@ -828,15 +825,16 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     def stop(number, _):
         signals.append(number)
         run.stopping = True
-        if len(signals) > 1 and run.saved_at < run.step:  # it is not saving already
+        if len(signals) > 1 and not run.ending:
             raise SystemExit(128 + signals[0])
         if number != signal.SIGINT:
-            signal.alarm(8)
-        with contextlib.suppress(OSError):  # print may be what the signal interrupted
-            os.write(1, b"\nstopping when the episode ends; once more: at once\n")
+            signal.alarm(8)  # which calls this function again
+        with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
+            print("\nstopping at the end of the episode; again to stop now", flush=True)
 
-    handlers = {x: signal.signal(x, stop) for x in signal.Signals
-                if x.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")}
+    caught = [x for x in signal.Signals if x.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
+              and signal.getsignal(x) != signal.SIG_IGN]  # as nohup sets SIGHUP
+    handlers = {x: signal.signal(x, stop) for x in caught}
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
     events = SummaryWriter(run.folder) if tensorboard else None
@@ -853,25 +851,30 @@ def train(out=None, resume=None, tensorboard=False, **flags):
             keep = not terminal or row["eval_step"] == run.step
             line = "\r" + line.ljust(width) if terminal else line
             print(line, end="\n" if keep else "", flush=True)
-            for name in row if events else ():
-                events.add_scalar(name, row[name], run.step)
+            if events:
+                for name, x in row.items():
+                    events.add_scalar(name, x, run.step)
+                events.flush()
     finally:
+        if hasattr(signal, "alarm"):  # not on Windows
+            signal.alarm(0)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if not run.finished:
             print(f"\nto continue:  python sac.py --resume {again}")
     if not run.finished:
         return 128 + signals[0]
-    print("final evaluation {:.1f} ({:.1f} to {:.1f})".format(*run.evaluation))
+    goal = f", which reached --stop-at {c.stop_at:g}" if run.step < c.steps else ""
+    print("final evaluation {:.1f} ({:.1f} to {:.1f})".format(*run.evaluation) + goal)
     print(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
     return 0
 
 def play(play, env=None, threads=0, episodes=10, render=False, video=None):
-    """Plays a saved policy with its mean action, prints the returns, can film the first episode."""
+    """Plays a saved policy without noise, prints the returns and can film the first episode."""
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "film.gif"), (".gif", ".webp")
     if episodes < 1 or (render and video):
-        raise UsageError("--episodes must be 1 or more, and only one of --render and --video given")
+        raise UsageError("--episodes must be 1 or more; --render and --video exclude each other")
     if video and (film.exists() or film.suffix not in kinds or not film.parent.is_dir()):
         raise UsageError(f"--video needs a new .gif or .webp in an existing folder, not {film}")
     if render and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}:
@@ -879,13 +882,14 @@ def play(play, env=None, threads=0, episodes=10, render=False, video=None):
     state = read_checkpoint(play, env)
     config = replace(state["config"], device="cpu", threads=threads)
     configure_torch(config)
-    stage = make_env(env or config.env, "rgb_array" if video else "human" if render else None)
+    mode = "human" if render else "rgb_array" if video else None
+    stage = make_env(env or config.env, mode)
     dims = stage.observation_space.shape + stage.action_space.shape
     agent = VARIANTS[config.variant](*dims, config)
     try:
         agent.actor.load_state_dict(state["agent"]["actor"])
     except (KeyError, RuntimeError):
-        raise UsageError(f"the policy saved in {play} is not like that of this sac.py") from None
+        raise UsageError(f"the policy saved in {play} does not fit this sac.py") from None
     frames, steps, returns = [], itertools.count(), []
     every = max(1, round(stage.metadata.get("render_fps", 30) / 10))  # ten frames a second
 
@@ -896,7 +900,7 @@ def play(play, env=None, threads=0, episodes=10, render=False, video=None):
 
     if video:
         stage = gym.wrappers.TransformObservation(stage, look, stage.observation_space)
-        with contextlib.suppress(AttributeError):  # of MuJoCo only
+        with contextlib.suppress(AttributeError):  # MuJoCo only
             stage.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
             stage.unwrapped.mujoco_renderer.camera_id = 0  # the camera that follows the runner
     while len(returns) < episodes:
@@ -912,8 +916,8 @@ def plot(plot, out=None):
     """Plots runs into a new image file."""
     names = (Path(f"comparison-{i}".removesuffix("-1") + ".png") for i in itertools.count(1))
     file = Path(out) if out else next(name for name in names if not name.exists())
-    if file.exists() or not file.suffix:
-        raise UsageError(f"--out needs a new image file, such as comparison.png, not {file}")
+    if file.exists() or file.suffix not in (".png", ".pdf", ".svg"):
+        raise UsageError(f"--out needs a new .png, .pdf or .svg file, not {file}")
     plot_runs(plot).savefig(file)
     print(f"wrote {file}")
 
@@ -949,19 +953,21 @@ def main(argv=None):
             fits = [*inspect.signature(job).parameters, *settings]
             odd = ["--" + name.replace("_", "-") for name in given if name not in fits]
             if odd:
-                raise UsageError(f"{job.__name__} has no use for {', '.join(odd)}")
+                raise UsageError(f"{', '.join(odd)} does not apply to {job.__name__}")
             return job(**given) or 0
         except SystemExit as end:  # argparse, or a second signal
             return end.code
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
         except FloatingPointError as error:
             code, text = 1, f"{error}"
         except (UsageError, OSError, MemoryError, ImportError) as error:
-            code, text = 2, f"{error}"
+            code, text = 2, f"{error or error!r}"
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             code, text = 3, f"{error!r} in {where.filename}, line {where.lineno}"
         with contextlib.suppress(OSError):
-            print("sac.py:", text.splitlines()[0], file=sys.stderr)
+            print("sac.py:", text.partition("\n")[0], file=sys.stderr)
         return code
 
 if __name__ == "__main__":

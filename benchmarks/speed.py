@@ -4,6 +4,7 @@
     python benchmarks/speed.py                                        on the CPU; Linux or macOS
     python benchmarks/speed.py --rounds 1 --steps 500 --out runs      a quick look
     python benchmarks/speed.py profile                                where a step's time goes
+    python benchmarks/speed.py race --threads 1                       seconds to a given return
     python benchmarks/speed.py worker sac 1 500                       one measurement, as JSON
     python benchmarks/speed.py worker sac-cuda 1 5000                 the same on a GPU
 
@@ -16,6 +17,10 @@ sac, sb3, sbx          environment steps, with one update each, per second of tr
 sac-medium             sac.py with --matmul-precision medium
 update-10k, update-1M  sac.py's updates per second alone, from a replay of that many transitions
 floor                  updates per second if an update were its matrix products and nothing else
+
+The race: seconds of wall clock, from the start of the script, until an evaluation of HalfCheetah-v4
+(10 episodes, mean action, not counted) first reaches 2,000 and 4,000; everyone with their own
+defaults. What race.csv holds already is not run again: stop it and start it as you like.
 """
 
 import argparse
@@ -23,6 +28,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -40,6 +46,7 @@ BORN = time.perf_counter()
 HERE = Path(__file__).resolve().parent
 ENV, OBS, ACTION, BATCH, HIDDEN, REPLAY = "HalfCheetah-v4", 17, 6, 256, 256, 1_000_000
 WARMUP, SETTLE = 1_000, 500  # steps without learning; then steps that are not timed yet
+GOALS, EVERY, LIMIT = (2_000, 4_000), 2_500, 150_000  # the race: returns; steps
 WHO = {"sac": "torch", "sb3": "stable_baselines3", "sbx": "sbx"}  # and the package it needs
 WHO |= dict.fromkeys(("sac-medium", "update-10k", "update-1M", "floor"), "torch")
 
@@ -69,24 +76,59 @@ def import_sac(threads, **flags):
     import sac
 
     config = sac.Config(
-        warmup=WARMUP, batch_size=BATCH, hidden=HIDDEN, buffer_size=REPLAY, steps=REPLAY,
-        log_every=REPLAY, eval_every=REPLAY, device="cpu", threads=threads,
+        batch_size=BATCH, hidden=HIDDEN, buffer_size=REPLAY, steps=REPLAY, log_every=REPLAY,
+        eval_every=REPLAY, device="cpu", threads=threads,
     )  # fmt: skip
     config = replace(config, **flags)
     sac.configure_torch(config)
     return sac, config
 
 
-def train(who, threads, steps):
-    """Seconds of `steps` steps of training, and seconds until the first update was done."""
+def learn(who, threads, make, policy, seed=1, warmup=None):
+    """Trains until make()'s environment raises Done. `policy` gets the contestant's mean action.
+
+    Without `warmup`, with the contestant's own defaults."""
+    try:
+        if who.startswith("sac"):
+            flags = {"sac-cuda": {"device": "cuda"}, "sac-medium": {"matmul_precision": "medium"}}
+            flags = flags.get(who, {}) | ({} if warmup is None else {"warmup": warmup})
+            sac, config = import_sac(threads, seed=seed, **flags)
+            run = sac.Run(config, env=make)
+            policy.append(lambda obs: run.agent.act(obs, deterministic=True))
+            for _ in run:
+                pass
+        import torch
+        from stable_baselines3 import SAC
+
+        torch.set_num_threads(threads)
+        if who == "sbx":
+            from sbx import SAC
+        same = {
+            "learning_starts": warmup, "batch_size": BATCH, "buffer_size": REPLAY, "train_freq": 1,
+            "gradient_steps": 1, "policy_kwargs": {"net_arch": [HIDDEN, HIDDEN]},
+        }  # fmt: skip
+        same = {} if warmup is None else same
+        model = SAC("MlpPolicy", make(), device="cpu", seed=seed, **same)
+        policy.append(lambda obs: model.predict(obs, deterministic=True)[0])
+        model.learn(REPLAY)
+    except Done:
+        pass
+
+
+def make_cheetah():
     import gymnasium as gym
     import mujoco
 
     mujoco.set_mju_user_warning(lambda text: None)  # else it writes a file where it stands
+    return gym.make(ENV, disable_env_checker=True)
+
+
+def train(who, threads, steps):
+    """Seconds of `steps` steps of training, and seconds until the first update was done."""
     start, seconds = WARMUP + SETTLE, {}  # when a step begins; steps are counted from 0
 
     def make():
-        env, count = gym.make(ENV, disable_env_checker=True), itertools.count()
+        env, count = make_cheetah(), itertools.count()
         step = env.step
 
         def timed(action):  # the one stopwatch for all
@@ -99,25 +141,108 @@ def train(who, threads, steps):
         env.step = timed
         return env
 
-    try:
-        if who.startswith("sac"):
-            flags = {"sac-cuda": {"device": "cuda"}, "sac-medium": {"matmul_precision": "medium"}}
-            sac, config = import_sac(threads, **flags.get(who, {}))
-            for _ in sac.Run(config, env=make):
-                pass
-        import torch
-        from stable_baselines3 import SAC
+    learn(who, threads, make, [], warmup=WARMUP)
+    # All make their first update between the steps WARMUP and WARMUP + 1
+    return seconds[start + steps] - seconds[start], seconds[WARMUP + 1]
 
-        torch.set_num_threads(threads)
-        if who == "sbx":
-            from sbx import SAC
-        SAC(
-            "MlpPolicy", make(), learning_starts=WARMUP, batch_size=BATCH, buffer_size=REPLAY,
-            train_freq=1, gradient_steps=1, policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
-            device="cpu", seed=1,
-        ).learn(REPLAY)  # fmt: skip
-    except Done:  # all three make their first update between the steps WARMUP and WARMUP + 1
-        return seconds[start + steps] - seconds[start], seconds[WARMUP + 1]
+
+def race(who, threads, seed):
+    """Prints each evaluation as a line of JSON, until one reaches the last of GOALS or LIMIT steps.
+
+    The clock starts with the process and stands still during an evaluation: 10 episodes of the
+    mean action, the same starts for everyone."""
+    policy, test, waited = [], make_cheetah(), 0.0
+
+    def evaluate():
+        total = 0.0
+        for episode in range(10):
+            obs, _ = test.reset(seed=1_000 + episode)
+            over = False
+            while not over:
+                obs, reward, terminated, truncated, _ = test.step(policy[0](obs.astype("float32")))
+                total, over = total + reward, terminated or truncated
+        return total / 10
+
+    def make():
+        env, count = make_cheetah(), itertools.count()
+        step = env.step
+
+        def watched(action):
+            nonlocal waited
+            if (n := next(count)) > 0 and n % EVERY == 0:
+                now = time.perf_counter()
+                row = {"step": n, "seconds": round(now - BORN - waited, 1), "return": evaluate()}
+                waited += time.perf_counter() - now
+                print(json.dumps(row), flush=True)
+                if row["return"] >= GOALS[-1] or n >= LIMIT:
+                    raise Done
+            return step(action)
+
+        env.step = watched
+        return env
+
+    learn(who, threads, make, policy, seed)
+
+
+def races(seeds, thread_counts, out):
+    """Runs what race.csv does not hold yet, in turns; writes race.csv, race.md and race.png."""
+    path, rows = out / "race.csv", []
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [{k: x if k == "who" else float(x) for k, x in row.items()}
+                    for row in csv.DictReader(file)]  # fmt: skip
+    where = machine()
+    for seed, threads, who in itertools.product(seeds, thread_counts, ("sac", "sb3", "sbx")):
+        key = {"who": who, "threads": threads, "seed": seed}
+        mine = [row for row in rows if key.items() <= row.items()]
+        if any(row["return"] >= GOALS[-1] or row["step"] >= LIMIT for row in mine):
+            continue
+        rows = [row for row in rows if row not in mine]
+        command = [sys.executable, __file__, "worker", f"race-{who}", str(threads), str(seed)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            for line in child.stdout:
+                rows.append(key | json.loads(line))
+                print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+                with open(path, "w", newline="") as file:
+                    writer = csv.DictWriter(file, rows[-1], lineterminator="\n")
+                    writer.writeheader()
+                    writer.writerows(rows)
+        if child.returncode:
+            sys.exit(f"{who} failed")
+    show_races(rows, where, out)
+
+
+def show_races(rows, where, out):
+    """The table of seconds to each goal, and return over seconds as a figure."""
+    from matplotlib.figure import Figure
+
+    runs = {}
+    for row in rows:
+        runs.setdefault((row["threads"], row["who"]), {}).setdefault(row["seed"], []).append(row)
+    lines = ["| threads | who | seeds | " + " | ".join(f"seconds to {x:,}" for x in GOALS) + " |"]
+    lines += ["|---" * (3 + len(GOALS)) + "|"]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    panel = figure.subplots()
+    colours = {"sac": "#0072B2", "sb3": "#D55E00", "sbx": "#009E73"}
+    for (threads, who), seeds in sorted(runs.items()):
+        cells = []
+        for goal in GOALS:
+            first = [min((row["seconds"] for row in one if row["return"] >= goal), default=math.inf)
+                     for one in seeds.values()]  # fmt: skip
+            each = ", ".join("never" if x == math.inf else f"{x:.0f}" for x in first)
+            cells.append(f"{median(first):.0f} ({each})")
+        lines += [f"| {threads:.0f} | {who} | {len(seeds)} | " + " | ".join(cells) + " |"]
+        for i, one in enumerate(seeds.values()):
+            points = [row["seconds"] for row in one], [row["return"] for row in one]
+            label = f"{who}, {threads:.0f} threads" if i == 0 else None
+            panel.plot(*points, label=label, color=colours[who], ls="-" if threads == 1 else "--")
+    panel.set(xlabel="seconds of wall clock, evaluations not counted", ylabel=f"{ENV}: return")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    figure.savefig(out / "race.png", dpi=120)
+    text = "\n".join(lines) + f"\n\nMedian (each seed); {where}.\n"
+    (out / "race.md").write_text(text)
+    print(text)
 
 
 def clock(action, n):
@@ -179,7 +304,7 @@ def floor(threads, steps):
 
 def profile(threads, steps, **flags):
     """Median milliseconds of each part of a training step, and of the step."""
-    sac, config = import_sac(threads, **flags)
+    sac, config = import_sac(threads, warmup=WARMUP, **flags)
     run, spans = sac.Run(config), {}
 
     def watch(owner, function, name):
@@ -235,6 +360,8 @@ def worker(who, threads, steps):
     """One measurement: prints a line of JSON."""
     pin(threads)
     result = {"who": who, "threads": threads}
+    if who.startswith("race-"):
+        return race(who.removeprefix("race-"), threads, seed=steps)
     if who == "floor":
         seconds, result["flop"] = floor(threads, steps)
     elif who.startswith("update"):
@@ -323,13 +450,17 @@ if __name__ == "__main__":
         worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
         parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-        parser.add_argument("what", nargs="?", choices=("compare", "profile"), default="compare")
+        modes = ("compare", "profile", "race")
+        parser.add_argument("what", nargs="?", choices=modes, default="compare")
         parser.add_argument("--rounds", type=int, default=3)
         parser.add_argument("--steps", type=int, default=5_000, help="timed, in a measurement")
         parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
         parser.add_argument("--out", type=Path, default=HERE / "results", help="folder")
+        parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the race")
         args = parser.parse_args()
         if args.what == "profile":
             profiles(args.steps, args.threads, args.out)
+        elif args.what == "race":
+            races(args.seeds, args.threads, args.out)
         else:
             compare(args.rounds, args.steps, args.threads, args.out)

@@ -1,8 +1,12 @@
 """The command line, most of it as a user meets it: another process in an empty folder."""
 
+import contextlib
+import dataclasses
 import json
+import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -259,22 +263,23 @@ def test_an_environment_that_fails_costs_nothing(call):
 
 
 @pytest.mark.parametrize(
-    "env, signals, code, inside",
+    "env, evaluations, signals, code, inside",
     [
-        ("Toy", ["SIGINT"], 130, False),
-        ("Endless", ["SIGINT", "SIGINT"], 130, True),
-        ("Endless", ["SIGTERM"], 143, True),
-        ("Endless", ["SIGHUP"], 129, True),
+        ("Toy", 1, ["SIGINT"], 130, False),
+        ("Endless", 1, ["SIGINT", "SIGINT"], 130, True),
+        ("Endless", 1, ["SIGTERM"], 143, True),
+        ("Toy", 1_000_000, ["SIGHUP"], 129, False),  # ends inside an evaluation
     ],
 )
-def test_a_signal_saves_and_tells_how_to_continue(place, env, signals, code, inside):
-    """Catches steps that are lost, a signal that an endless episode swallows, a save inside an
-    episode that is not marked, and an exit code that a scheduler does not understand."""
+def test_a_signal_saves_and_tells_how_to_continue(place, env, evaluations, signals, code, inside):
+    """Catches steps that are lost, a signal that an endless episode or a long evaluation swallows,
+    a save inside an episode that is not marked, and an exit code that no scheduler understands."""
     if not hasattr(signal, "SIGHUP"):
         pytest.skip("no such signals on this system")
     flags = [*SHORT, "--steps", "1000000", "--env", f"toys:{env}-v0", "--out", "run"]
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *flags, "--log-every", "200"],
+        [sys.executable, str(SCRIPT), *flags, "--log-every", "200", "--eval-every", "250"]
+        + ["--eval-episodes", str(evaluations)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -288,7 +293,7 @@ def test_a_signal_saves_and_tells_how_to_continue(place, env, signals, code, ins
     out, errors = process.communicate(timeout=60)
     assert time.monotonic() - start < 30 and (process.returncode, errors) == (code, "")
     assert f"to continue:  python sac.py --resume run --env toys:{env}-v0" in out
-    state = sac.read_checkpoint("run", "toys")
+    state = sac.read_checkpoint("run", f"toys:{env}-v0")
     assert state["step"] >= 200 and state["between_episodes"] != inside
     assert state["history"][-1]["step"] <= state["step"]
 
@@ -305,7 +310,7 @@ def test_output_that_nobody_reads_costs_no_step(place):
     errors = process.stderr.read()
     assert process.wait(timeout=60) not in (0, 1) and "Traceback" not in errors
     assert "Broken pipe" in errors
-    assert sac.read_checkpoint("run", "toys")["step"] > 100
+    assert sac.read_checkpoint("run", "toys:Toy-v0")["step"] > 100
 
 
 def test_a_damaged_checkpoint_is_refused(call):
@@ -346,6 +351,129 @@ def test_a_saved_environment_that_is_gone_is_named(call):
     sys.modules.pop("toys")
     play = call("--play", "run", "--env", "toys:Toy-v0")
     assert_refused(play, "toys:Toy-v0", "No module named")
+
+
+@pytest.mark.parametrize("columns", [80, 50, 20])
+def test_a_line_on_a_terminal_is_whole_fields_and_fits(place, columns):
+    """Catches a number that the terminal's edge cuts (58 for 5834.2) and passes for another."""
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    flags = [*SHORT, *TOY, "--steps", "1200", "--warmup", "60", "--out", "run"]
+    size = {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen([sys.executable, SCRIPT, *flags], stdout=theirs, env=size)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux, when the other end is closed
+        while more := os.read(ours, 1000):
+            shown += more
+    os.close(ours)
+    assert process.wait() == 0
+    lines = [line for line in re.split(r"[\r\n]+", shown.decode()) if "/1,200" in line]
+    assert len(lines) == 3 and all(len(line) < max(columns, 25) for line in lines)
+    step = r" *[\d,]+/1,200 +\d+%"
+    number = r"-?[\d.]+(e-\d+)?"
+    fields = [rf"{number} steps/s", rf"{number} min left"]
+    fields += [
+        rf"{name} {number}" for name in ("evaluation", "last episode", "alpha", "entropy", "Q")
+    ]
+    whole = re.compile(step + "".join(f"(  {field})?" for field in fields) + " *")
+    assert all(whole.fullmatch(line) for line in lines), lines
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device on this system")
+def test_a_log_on_a_full_disk_costs_no_step(place):
+    """Catches a run that a full disk under `> log` ends unsaved."""
+    flags = ["--steps", "1000000", "--out", "run", "--log-every", "100"]
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import sac
+advance = sac.Run.advance
+def then_full(run):
+    if run.step == 150:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    advance(run)
+sac.Run.advance = then_full
+sys.exit(sac.main({[*SHORT, *TOY, *flags]!r}))
+"""
+    code, _, errors = command(code=code)
+    assert code not in (0, 1) and "No space left" in errors and "Traceback" not in errors
+    assert sac.read_checkpoint("run", "toys:Toy-v0")["step"] == 200
+
+
+def test_a_last_save_that_fails_is_told(call, monkeypatch):
+    """Catches exit code 0 and "to watch it" after a run whose end was not saved."""
+    replace = os.replace
+
+    def full(source, target):
+        if "checkpoint" in str(target) and Path(target).exists():
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    code, out, errors = call(*SHORT, *TOY, "--out", "run")
+    assert code == 2 and "No space left" in errors and "watch" not in out
+    assert sac.read_checkpoint("run", "toys:Toy-v0")["step"] == 0
+
+
+def test_an_environment_that_changes_the_directory_moves_no_file(call):
+    """Catches a relative --out that is resolved anew at each save."""
+    Path("../modules/moving.py").write_text(
+        "import os, gymnasium as gym, toys\n"
+        "class Moving(toys.Toy):\n"
+        "    def reset(self, **named):\n"
+        "        os.chdir('/')\n"
+        "        return super().reset(**named)\n"
+        "gym.register('Moving-v0', entry_point=Moving)\n"
+    )
+    here = Path().absolute()
+    assert call(*SHORT, "--env", "moving:Moving-v0", "--out", "run")[0] == 0
+    assert sac.read_checkpoint(here / "run", "moving:Moving-v0")["step"] == 120
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--variant no-entropy --alpha 0.5", ["no-entropy", "--alpha"]),
+        ("--variant ddpg --alpha 0.5", ["ddpg", "--alpha"]),
+        ("--actor-samples 10", ["--actor-samples", "reinforce"]),
+        (f"--seed {2**64}", ["--seed"]),
+        ("--threads 1000000", ["--threads"]),
+        ("--hidden 1000000000", ["--hidden"]),
+        ("--batch-size 1e300", ["--batch-size"]),
+    ],
+)
+def test_what_would_be_ignored_or_absurd_is_refused(call, flags, words):
+    """Catches a flag that is silently unused, and sizes that end in a crash of a library."""
+    assert_refused(call(*short(flags)), *words)
+    assert files() == {}
+
+
+def test_numbers_may_be_written_as_people_write_them(call):
+    """Catches --steps 1e2 refused although it is whole."""
+    assert call(*SHORT, *TOY, "--steps", "1e2", "--out", "run")[0] == 0
+    assert sac.read_checkpoint("run", "toys:Toy-v0")["step"] == 100
+
+
+def test_a_run_that_reached_its_goal_says_so_when_it_is_resumed(call):
+    """Catches a resume with more steps that ends at once and does not say why."""
+    flags = [*SHORT, *TOY, "--eval-every", 30, "--out", "run"]
+    assert "--stop-at" in call(*flags, "--stop-at", 10)[1]
+    code, out, _ = call("--resume", "run", *TOY, "--steps", 150)
+    assert code == 0 and "--stop-at" in out and "150/150" not in out
+    assert "150/150" in call("--resume", "run", *TOY, "--steps", 150, "--stop-at", 1e6)[1]
+
+
+def test_a_run_without_rows_is_named_and_skipped(call):
+    """Catches an empty run that empties the mean of its seeds, and one that is left out unsaid."""
+    assert call(*SHORT, *TOY, "--out", "run", "--log-every", 20, "--eval-every", 40)[0] == 0
+    config = sac.read_checkpoint("run", "toys:Toy-v0")["config"]
+    sac.Run(dataclasses.replace(config, seed=2), env=None, folder="empty")
+    with pytest.warns(UserWarning, match="empty.*no rows"):
+        figure = sac.plot_runs(["run", "empty"])
+    assert list(figure.axes[0].lines[0].get_xdata()) == [40, 80, 120]
+    assert "seeds: 1" in figure.axes[0].get_legend().get_texts()[0].get_text()
 
 
 # What a command leaves
@@ -534,7 +662,7 @@ def test_plots_join_seeds_and_name_what_differs(call):
     np.testing.assert_allclose(line.get_ydata(), right)
     for name in ("comparison.png", "comparison-2.png"):
         assert call("--plot", *folders)[1] == f"wrote {name}\n" and Path(name).exists()
-    for name in ("comparison.png", "comparison"):
+    for name in ("comparison.png", "comparison", "comparison.xyz"):
         assert_refused(call("--plot", *folders, "--out", name), name, "--out")
     about = Path(folders[0], "config.json")
     about.write_text(about.read_text().replace("eval_every", "eval_evary"))

@@ -443,6 +443,166 @@ def test_nothing_is_saved_after_nan(tmp_path):
         assert sac.Run.load(tmp_path / "run", env=Clock).step == 60
 
 
+# At the edges
+
+
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.Philox, np.random.SFC64])
+def test_settings_and_generators_of_numpy_are_saved_and_resumed(tmp_path, kind):
+    """Catches a save that takes numpy's scalars or a generator's arrays, and cannot be read."""
+
+    class Drawing(Nested):
+        def reset(self, *, seed=None, options=None):
+            if seed is not None:
+                self.np_random = np.random.Generator(kind(seed))
+            return super().reset(options=options)
+
+    numbers = {"actor_lr": np.float64(1e-3), "steps": np.int64(180), "gamma": np.float32(0.5)}
+    whole = train(env=Drawing, **numbers)
+    run = sac.Run(sac.Config(**PENDULUM | numbers), env=Drawing)
+    while run.step < 4 * 29:  # four episodes
+        run.advance()
+    run.save(tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = sac.Run.load(tmp_path / "run", env=Drawing)
+    list(again)
+    assert again.config.actor_lr == 1e-3 and type(again.config.steps) is int
+    assert outcome(again) == outcome(whole)
+
+
+def test_a_step_that_was_interrupted_is_no_transition():
+    """Catches an observation that the interrupted step has left behind and the next one goes on
+    from, and an evaluation that an interrupt has cost: an interrupt anywhere in env.step, update
+    or evaluation (as in a notebook), then the loop again."""
+    draw = np.random.default_rng(1)
+
+    class Interrupted(Clock):
+        def step(self, action):
+            if draw.random() < 0.05:
+                raise KeyboardInterrupt
+            result = super().step(action)
+            if draw.random() < 0.05:
+                raise KeyboardInterrupt
+            return result
+
+    config = PENDULUM | {"steps": 300, "eval_every": 50, "eval_episodes": 2}
+    run = sac.Run(sac.Config(**config), env=lambda: Interrupted(7))
+    update, interrupts = run.agent.update, 0
+
+    def interrupted_update(batch):
+        metrics = update(batch)
+        if draw.random() < 0.05:
+            raise KeyboardInterrupt
+        return metrics
+
+    run.agent.update = interrupted_update
+    while not run.finished:
+        try:
+            list(run)
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts > 40
+    rows = run.buffer.rows[: len(run.buffer)]
+    assert torch.equal(rows[:, 3], rows[:, 0] + 1)  # the next observation is one later
+    assert [row["step"] for row in run.history] == [50, 100, 150, 200, 250, 300]
+    assert all(row["eval_step"] == row["step"] for row in run.history)
+    assert all(row["eval_return"] == 7 for row in run.history)
+
+
+def test_an_interrupted_run_is_saved_and_marked(tmp_path):
+    """Catches steps that Ctrl-C in a notebook costs a run that has a folder."""
+    run = sac.Run(sac.Config(**PENDULUM), env=lambda: Clock(10**6), folder=tmp_path / "run")
+    advance = run.advance
+
+    def interrupted():
+        if run.step == 77:
+            raise KeyboardInterrupt
+        advance()
+
+    run.advance = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        list(run)
+    with pytest.warns(UserWarning, match="inside an episode"):
+        assert sac.Run.load(tmp_path / "run", env=Clock).step == 77
+
+
+def test_an_environment_that_never_ends_is_saved_and_evaluated(tmp_path, monkeypatch):
+    """Catches saves that wait for ever for an episode's end, and an evaluation without one."""
+    monkeypatch.setattr(sac, "LONGEST", 40)
+    run = sac.Run(
+        sac.Config(**PENDULUM | {"save_every": 100}),
+        env=lambda: Clock(10**6),
+        folder=tmp_path / "run",
+    )
+    for row in run:
+        if row["step"] == 400:
+            assert row["eval_return"] == 40
+            with pytest.warns(UserWarning, match="inside an episode"):
+                assert sac.Run.load(tmp_path / "run", env=Clock).step >= 200
+
+
+def test_one_environment_for_training_and_evaluation_is_refused():
+    """Catches evaluations that reset the episode which training is in."""
+    env = Clock()
+    with pytest.raises(sac.UsageError, match="new environment"):
+        sac.Run(sac.Config(**PENDULUM), env=lambda: env)
+    with pytest.raises(sac.UsageError, match="cannot make"):
+        sac.Run(sac.Config(**PENDULUM), env=env)
+
+
+def test_rewards_and_ends_of_shape_one_are_taken():
+    """Catches a reward that makes the returns an array of arrays, and a float32 sum."""
+
+    class Shaped(Clock):
+        def step(self, action):
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs, np.float32([reward]), np.array([terminated]), np.array([truncated]), info
+
+    for ends in ("truncated", "terminated"):
+        run = train(env=lambda ends=ends: Shaped(5, ends, reward=0.1), steps=120)
+        plain = train(env=lambda ends=ends: Clock(5, ends, reward=np.float32(0.1)), steps=120)
+        assert outcome(run) == outcome(plain)
+        assert run.history[-1]["eval_return"] == pytest.approx(0.5, abs=1e-7)
+
+
+def test_a_constructor_without_render_mode_will_do():
+    """Catches render_mode=None passed to an environment that was registered without it."""
+    gym.register("Plain-v0", entry_point=Clock, max_episode_steps=9)
+    try:
+        assert train(env="Plain-v0", steps=60).step == 60
+        with pytest.raises(sac.UsageError, match="render_mode"):
+            sac.make_env("Plain-v0", "rgb_array")
+    finally:
+        gym.registry.pop("Plain-v0")
+
+
+def test_the_checksum_is_of_the_code_that_runs(tmp_path):
+    """Catches a checksum taken at a save: a file edited during a run would pass for its code."""
+    path = tmp_path / "edited.py"
+    path.write_text(Path(sac.__file__).read_text())
+    spec = importlib.util.spec_from_file_location("edited", path)
+    edited = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(edited)
+    path.write_text(path.read_text() + "# edited\n")
+    edited.Run(edited.Config(**PENDULUM), env=Clock, folder=tmp_path / "run")
+    spec.loader.exec_module(edited)
+    with pytest.warns(UserWarning, match="different sac.py"):
+        edited.Run.load(tmp_path / "run", env=Clock)
+
+
+def test_two_processes_that_resume_one_folder_leave_a_whole_save(tmp_path):
+    """Catches saves that mix files of two runs, and files of the user that are tidied away."""
+    train(env=Clock, steps=60, folder=tmp_path / "run")
+    (tmp_path / "run" / "notes.tmp").write_text("mine")
+    one, two = (sac.Run.load(tmp_path / "run", env=Clock, steps=steps) for steps in (200, 300))
+    for _ in zip(one, two):
+        one.save()
+        two.save()
+    left = sac.Run.load(tmp_path / "run", env=Clock)
+    assert (left.step, left.config.steps) in ((one.step, 200), (two.step, 300))
+    assert (tmp_path / "run" / "notes.tmp").read_text() == "mine"
+
+
 def test_the_default_precision_is_that_of_float32_on_this_machine():
     """Catches a fast path that rounds to bfloat16 (an error of 4e-3) and is taken all the same."""
     sac.configure_torch(sac.Config(device="cpu", threads=1))
