@@ -260,6 +260,15 @@ def test_learning_starts_after_the_warm_up(per_step):
     assert run.agent.updates == per_step * (80 - TINY["warmup"])
 
 
+def test_warm_up_actions_and_the_environment_do_not_share_a_stream():
+    """Catches two generators of the same seed: the first episode's start would be the numbers that
+    the first action is made of."""
+    run = sac.Run(sac.Config(**PENDULUM))
+    run.env.reset(seed=run.config.seed)
+    assert run.rng.uniform() != np.random.default_rng(run.config.seed).uniform()
+    assert run.rng.bit_generator.state != run.env.unwrapped.np_random.bit_generator.state
+
+
 def test_warm_up_actions_are_uniform():
     """Catches warm-up by the untrained policy, whose actions crowd around zero."""
     actions = train(steps=1000, warmup=1000).buffer.sample(4000).action
@@ -603,14 +612,46 @@ def test_two_processes_that_resume_one_folder_leave_a_whole_save(tmp_path):
     assert (tmp_path / "run" / "notes.tmp").read_text() == "mine"
 
 
-def test_the_default_precision_is_that_of_float32_on_this_machine():
-    """Catches a fast path that rounds to bfloat16 (an error of 4e-3) and is taken all the same."""
-    sac.configure_torch(sac.Config(device="cpu", threads=1))
+def largest_error(precision=None):
+    """Of a product of random matrices, relative to the sum of its terms' sizes."""
+    if precision:
+        torch.set_float32_matmul_precision(precision)
     a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(1))
-    error = ((a @ b) - a.double() @ b.double()).abs() / (a.double().abs() @ b.double().abs())
-    assert error.max() < 1e-6
+    return (((a @ b) - a.double() @ b.double()).abs() / (a.double().abs() @ b.double().abs())).max()
+
+
+def test_the_default_precision_is_that_of_float32_on_this_machine():
+    """Catches a fast path that rounds to bfloat16 (an error of 4e-3) and is taken all the same, and
+    an exact one that is refused."""
+    sac.configure_torch(sac.Config(device="cpu", threads=1))
+    chosen = torch.get_float32_matmul_precision()
+    assert largest_error() < 1e-6
+    assert chosen == ("medium" if largest_error("medium") < 1e-6 else "highest")
     sac.configure_torch(sac.Config(device="cpu", threads=1, matmul_precision="medium"))
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+@pytest.mark.parametrize("bits, exact", [(7, False), (10, False), (23, True)])
+def test_rounding_to_bfloat16_or_tf32_would_be_refused(monkeypatch, bits, exact):
+    """Catches a limit that lets bfloat16 (7 bits after the point) or TF32 (10) pass, or that
+    float32 (23) itself misses: "medium" is made to round its operands to so many bits."""
+    product = torch.Tensor.__matmul__
+
+    def rounded(a, b):
+        if a.dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium":
+            drop = 23 - bits
+            half = (1 << drop) >> 1
+            a, b = (((x.view(torch.int32) + half) >> drop << drop).view(torch.float32)
+                    for x in (a.contiguous(), b.contiguous()))  # fmt: skip
+            torch.set_float32_matmul_precision("highest")
+            result = product(a, b)
+            torch.set_float32_matmul_precision("medium")
+            return result
+        return product(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    sac.configure_torch(sac.Config(device="cpu", threads=1))
+    assert torch.get_float32_matmul_precision() == ("medium" if exact else "highest")
 
 
 # What a student changes
@@ -622,7 +663,7 @@ CHANGES = {  # name: (what stands there, what takes its place); at most 5 lines,
         "                         nn.ReLU(inplace=True), layer(hidden, outputs))",
     ),
     "Huber loss": (
-        "        return 0.5 * ((q - y) ** 2).mean(1).sum()",
+        "        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()",
         "        return F.smooth_l1_loss(q, y.expand_as(q), reduction='none').mean(1).sum()",
     ),
     "a schedule of the target entropy": (
