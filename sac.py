@@ -30,8 +30,8 @@ Where it differs from the paper, why, and the return on HalfCheetah-v4 when that
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
 """
-import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shutil, signal, sys
-import time, traceback, warnings, zipfile, zlib
+import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
+import sys, time, traceback, warnings, zipfile, zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -320,7 +320,7 @@ class ReplayBuffer:
 
     def load_state_dict(self, state):
         self.added = state["added"]
-        self.rows[: len(self)] = state["rows"]
+        self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
 
 # 6. Run: the training loop
@@ -342,7 +342,7 @@ class Run:
         self.agent = VARIANTS[config.variant](*dims, config)
         capacity = min(config.buffer_size, config.steps)
         self.buffer = ReplayBuffer(*dims, capacity, config.seed, self.agent.device)
-        self.rng = np.random.default_rng([config.seed, 1])  # for warm-up actions
+        self.rng = np.random.default_rng([config.seed, 1])  # for warm-up; not the env's stream
         self.step = 0
         self.obs = None  # None: the next step starts an episode
         self.between_episodes = True  # if so, a save captures everything
@@ -395,16 +395,13 @@ class Run:
         self.buffer.add(obs, action, reward, next_obs, terminated)
 
         # Learn
-        seen = {"observation": np.abs([obs, next_obs]).max(), "reward": reward}
+        seen = {"observation": np.abs([obs, next_obs]).max(), "reward": np.float32(reward)}
         if self.step > c.warmup:
             for _ in range(c.updates_per_step):
                 metrics = self.agent.update(self.buffer.sample(c.batch_size))
             self.row.update(metrics)
             seen.update(metrics)
-        for name, x in seen.items():
-            if not math.isfinite(x):
-                self.folder = None  # so that nothing replaces the last save
-                raise FloatingPointError(f"NaN or infinity in the {name} at step {self.step}")
+        self.check_finite(seen)
 
         self.episode_return += reward
         self.episode_length += 1
@@ -416,6 +413,12 @@ class Run:
             self.obs = next_obs
         self.row["seconds"] += time.perf_counter() - start
 
+    def check_finite(self, numbers):
+        for name, x in numbers.items():
+            if not math.isfinite(x):
+                self.folder = None  # so that nothing replaces the last save
+                raise FloatingPointError(f"NaN or infinity in the {name} at step {self.step}")
+
     def report(self):
         """If it is time: evaluates, adds a row to the history and returns it. Otherwise None."""
         c, row = self.config, self.row
@@ -424,6 +427,7 @@ class Run:
             return None
         if evaluating:
             x = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1)
+            self.check_finite({"evaluation": x.sum()})
             row.update(eval_step=self.step, eval_return=x.mean(), eval_min=min(x), eval_max=max(x))
         last = self.history[-1] if self.history else {"step": 0, "seconds": 0}
         seconds = max(row["seconds"] - last["seconds"], 1e-9)
@@ -462,16 +466,15 @@ class Run:
         if path != self.folder and path.exists():  # with only *.tmp, its first save was killed
             if {file.suffix for file in path.iterdir()} != {".tmp"}:
                 raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
-        path.mkdir(parents=True, exist_ok=True)
         self.folder, self.saved_at = path, self.step  # even if it fails: no retry at once
-        generator = self.env.unwrapped.np_random.bit_generator
+        path.mkdir(parents=True, exist_ok=True)
         state = {
             "edition": 2, "config": asdict(self.config), "versions": versions(),
             "step": self.step, "between_episodes": self.between_episodes,
             "row": {name: float(x) for name, x in self.row.items()}, "history": self.history,
             "agent": self.agent.state_dict(), "buffer": self.buffer.state_dict(),
             "rng": json.dumps(self.rng.bit_generator.state),
-            "env_rng": json.dumps(generator.state, default=lambda x: x.tolist())}  # or arrays
+            "env_rng": json.dumps(env_generator(self.env).state, default=lambda x: x.tolist())}
         write(path / "checkpoint.pt", lambda file: torch.save(state, file))
         write_reports(self, picture=True)
 
@@ -494,7 +497,7 @@ class Run:
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = json.loads(state["rng"])
             run.env.reset(seed=config.seed)  # creates its generator, whatever its kind
-            run.env.unwrapped.np_random.bit_generator.state = json.loads(state["env_rng"])
+            env_generator(run.env).state = json.loads(state["env_rng"])
             now, old = versions(), state["versions"]
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
             if not state["between_episodes"]:
@@ -620,6 +623,8 @@ def make_env(env, render_mode=None):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass|lowered by)")
             env = gym.make(env, disable_env_checker=True, **mode) if isinstance(env, str) else env()
+            if render_mode not in (None, *env.metadata.get("render_modes", ())):
+                raise ValueError(f"it has no render_mode {render_mode}")
             box, images = env.action_space, env.observation_space.dtype == np.uint8
             env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
     except Exception as error:  # third-party code can raise anything
@@ -637,6 +642,10 @@ def make_env(env, render_mode=None):
 
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
+
+def env_generator(env):
+    rng = env.unwrapped.np_random
+    return rng._bit_generator if isinstance(rng, np.random.RandomState) else rng.bit_generator
 
 LONGEST = 10_000  # steps after which an evaluation cuts an episode off
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
@@ -698,7 +707,7 @@ def write(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a disk is full
+    except Exception as error:  # torch's is a RuntimeError when a disk is full
         temporary.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error}") from None
 
@@ -706,6 +715,8 @@ def read_checkpoint(folder, env=None):
     """Loads what `Run.save` wrote, running no code from it. Raises UsageError."""
     path = Path(folder, "checkpoint.pt")
     try:
+        if not path.is_file():
+            raise ValueError("not a file")
         with zipfile.ZipFile(path) as archive:
             # Compressed entries could fill the memory; with attributes set, torch skips the data
             odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
@@ -713,7 +724,7 @@ def read_checkpoint(folder, env=None):
                 raise ValueError("damaged or tampered with")
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
-        if state["edition"] != 2 or state["step"] > state["config"].steps:
+        if state["edition"] != 2 or state["step"] not in range(state["config"].steps + 1):
             raise ValueError("steps")
     except Exception as error:  # a damaged file can raise anything
         raise UsageError(f"{path} is missing, damaged or from the first edition of sac.py "
@@ -745,8 +756,9 @@ def read_reports(run):
     try:
         about = json.loads(Path(run, "config.json").read_text())
         lines = Path(run, "progress.csv").read_text().splitlines()
-        return Config(**about["config"]), np.genfromtxt(lines, delimiter=",", names=True, ndmin=1)
-    except (OSError, ValueError, KeyError, TypeError):
+        rows = np.genfromtxt(lines, delimiter=",", names=True, ndmin=1)
+        return Config(**about["config"]), rows[COLUMNS]
+    except Exception:  # an edited file can raise anything
         raise UsageError(f"{run} is not the folder of a run") from None
 
 def plot_runs(runs):
@@ -817,7 +829,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     if tensorboard:
         from torch.utils.tensorboard import SummaryWriter
     run, signals = open_run(flags, out, resume), []
-    c, place = run.config, os.path.relpath(run.folder)
+    c, place = run.config, shlex.quote(os.path.relpath(run.folder))
     again = f"{place} --env {c.env}" if ":" in c.env else place
     print(f"{c.env} (episodes: at most {run.env.spec.max_episode_steps or 'any number of'} steps), "
           f"{c.variant}, seed {c.seed}, {torch.get_num_threads()} threads, at most "
@@ -827,9 +839,9 @@ def train(out=None, resume=None, tensorboard=False, **flags):
         signals.append(number)
         run.stopping = True
         if len(signals) > 1 and not run.ending:
-            raise SystemExit(128 + signals[0])
+            raise KeyboardInterrupt(128 + signals[0])
         if number != signal.SIGINT:
-            signal.alarm(8)  # which calls this function again
+            signal.alarm(7)  # which calls this function again
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
             print("\nstopping at the end of the episode; again to stop now", flush=True)
 
@@ -840,22 +852,23 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
     events = SummaryWriter(run.folder) if tensorboard else None
     try:
-        for row in run:
-            line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
-            row = {**row, "minutes": (c.steps - run.step) / row["steps_per_second"] / 60}
-            if run.step <= c.warmup:
-                row["minutes"] = math.nan  # a step without learning says nothing about the rest
-            for name, form in SHOWN.items():
-                text = form.format(row[name])
-                if math.isfinite(row[name]) and len(line + text) <= width:
-                    line += text
-            keep = not terminal or row["eval_step"] == run.step
-            line = "\r" + line.ljust(width) if terminal else line
-            print(line, end="\n" if keep else "", flush=True)
-            if events:
-                for name, x in row.items():
-                    events.add_scalar(name, x, run.step)
-                events.flush()
+        with contextlib.closing(iter(run)) as rows:  # whatever happens, it saves now, not later
+            for row in rows:
+                line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
+                row = {**row, "minutes": (c.steps - run.step) / row["steps_per_second"] / 60}
+                if run.step <= c.warmup:
+                    row["minutes"] = math.nan  # a step without learning says nothing about the rest
+                for name, form in SHOWN.items():
+                    text = form.format(row[name])
+                    if math.isfinite(row[name]) and len(line + text) <= width:
+                        line += text
+                keep = not terminal or row["eval_step"] == run.step
+                line = "\r" + line.ljust(width) if terminal else line
+                print(line, end="\n" if keep else "", flush=True)
+                if events:
+                    for name, x in row.items():
+                        events.add_scalar(name, x, run.step)
+                    events.flush()
     finally:
         if hasattr(signal, "alarm"):  # not on Windows
             signal.alarm(0)
@@ -919,7 +932,8 @@ def plot(plot, out=None):
     file = Path(out) if out else next(name for name in names if not name.exists())
     if file.exists() or file.suffix not in (".png", ".pdf", ".svg"):
         raise UsageError(f"--out needs a new .png, .pdf or .svg file, not {file}")
-    plot_runs(plot).savefig(file)
+    figure = plot_runs(plot)
+    write(file, lambda opened: figure.savefig(opened, format=file.suffix[1:]))
     print(f"wrote {file}")
 
 def parse(argv):
@@ -949,6 +963,9 @@ def main(argv=None):
         warnings.showwarning = lambda text, *_: print(f"sac.py: {text}", file=sys.stderr)
         try:
             given = parse(argv)
+        except SystemExit as end:  # of argparse: --help or a mistake
+            return end.code
+        try:
             job = next((x for x in (play, plot) if x.__name__ in given), train)
             settings = Config.__annotations__ if job is train else ()
             fits = [*inspect.signature(job).parameters, *settings]
@@ -956,15 +973,13 @@ def main(argv=None):
             if odd:
                 raise UsageError(f"{', '.join(odd)} does not apply to {job.__name__}")
             return job(**given) or 0
-        except SystemExit as end:  # argparse, or a second signal
-            return end.code
-        except KeyboardInterrupt:
-            return 128 + signal.SIGINT
+        except KeyboardInterrupt as stop:
+            return stop.args[0] if stop.args else 128 + signal.SIGINT
         except FloatingPointError as error:
             code, text = 1, f"{error}"
         except (UsageError, OSError, MemoryError, ImportError) as error:
-            code, text = 2, f"{error or error!r}"
-        except Exception as error:
+            code, text = 2, str(error) or repr(error)
+        except BaseException as error:  # an environment may even call sys.exit()
             where = traceback.extract_tb(error.__traceback__)[-1]
             code, text = 3, f"{error!r} in {where.filename}, line {where.lineno}"
         with contextlib.suppress(OSError):

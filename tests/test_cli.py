@@ -49,6 +49,8 @@ class Toy(gym.Env):
             reward = 1e30
         if self.total == 95 and self.wrong == "error":
             raise KeyError("a bug of its own")
+        if self.total == 95 and self.wrong == "exit":
+            raise SystemExit("a bug of its own")
         return obs, reward, False, self.time == self.length, {}
     def render(self):
         return np.full((64, 64, 3), 20 * self.time, np.uint8)
@@ -57,8 +59,12 @@ def toy(name, **kwargs):
     gym.register(name, entry_point=Toy, kwargs=kwargs)
 
 box = gym.spaces.Box
+class Blind(Toy):
+    metadata = {"render_modes": []}
+
 toy("Toy-v0")
-for wrong in ("observation", "reward", "loss", "error"):
+gym.register("Blind-v0", entry_point=Blind)
+for wrong in ("observation", "reward", "loss", "error", "exit"):
     toy(f"Nan-{wrong}-v0", wrong=wrong)
 toy("Endless-v0", length=None)
 toy("Unbounded-v0", action_space=box(-1, np.inf, (1,), np.float32))
@@ -251,15 +257,17 @@ def test_nan_stops_the_run_and_keeps_the_last_save(call, what):
     assert sac.Run.load("run", env=env).step == 80  # not 100: by then the loss was infinite
 
 
-def test_an_environment_that_fails_costs_nothing(call):
-    """Catches a traceback, steps that are lost, and an exit code that says it diverged."""
-    flags = [*SHORT, "--env", "toys:Nan-error-v0", "--out", "run"]
+@pytest.mark.parametrize("wrong", ["error", "exit"])
+def test_an_environment_that_fails_costs_nothing(call, wrong):
+    """Catches a traceback, steps that are lost, an exit code that says it diverged, and
+    sys.exit() in an environment taken for the end of the run."""
+    flags = [*SHORT, "--env", f"toys:Nan-{wrong}-v0", "--out", "run"]
     code, out, errors = call(*flags)
     assert code == 3 and errors.count("\n") == 1
     assert "a bug of its own" in errors and "toys.py, line" in errors
-    assert "to continue:  python sac.py --resume run --env toys:Nan-error-v0" in out
+    assert f"to continue:  python sac.py --resume run --env toys:Nan-{wrong}-v0" in out
     with pytest.warns(UserWarning, match="inside an episode"):
-        assert sac.Run.load("run", env="toys:Nan-error-v0").step == 94
+        assert sac.Run.load("run", env=f"toys:Nan-{wrong}-v0").step == 94
 
 
 @pytest.mark.parametrize(
@@ -552,6 +560,11 @@ def test_films_of_other_kinds_and_what_stands_in_their_way(call, monkeypatch):
     before = files()
     for name in ("film.xyz", "film", "nowhere/film.gif"):
         assert_refused(call("--play", "run", *TOY, "--video", name), name, ".gif")
+    blind = ("--env", "toys:Blind-v0")
+    assert call(*SHORT, *blind, "--out", "blind")[0] == 0
+    code, out, errors = call("--play", "blind", *blind, "--video", "film.gif")
+    assert code == 2 and "it has no render_mode" in errors and "episode" not in out
+    before = files()
     assert_refused(call("--play", "run", *TOY, "--episodes", 0), "--episodes", "1")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)

@@ -143,7 +143,7 @@ def test_a_column_in_place_of_a_vector_is_refused():
     agent = make_agent()
     vector = agent.td_target
     agent.td_target = lambda batch: vector(batch)[:, None]
-    with pytest.raises(AssertionError):
+    with pytest.raises(RuntimeError, match="expanded size"):
         agent.critic_loss(make_batch())
 
 

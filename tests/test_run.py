@@ -438,6 +438,25 @@ def test_an_infinite_loss_stops_the_run_at_its_step(log_every):
         list(run)
 
 
+def test_nan_in_an_evaluation_stops_the_run_too():
+    """Catches "final evaluation nan" of a run that calls itself finished."""
+    made = []
+
+    def make():
+        made.append(Broken("reward", np.nan) if made else Clock())
+        return made[-1]
+
+    with pytest.raises(FloatingPointError, match="evaluation at step 200"):
+        list(sac.Run(sac.Config(**PENDULUM), env=make))
+
+
+def test_a_reward_that_float32_cannot_hold_stops_the_run():
+    """Catches a check of the float64 reward, while the replay stores infinity."""
+    run = sac.Run(sac.Config(**PENDULUM), env=lambda: Broken("reward", 1e39))
+    with pytest.raises(FloatingPointError, match="reward at step 95"), np.errstate(all="ignore"):
+        list(run)
+
+
 def test_nothing_is_saved_after_nan(tmp_path):
     """Catches a last good save that a poisoned one replaces."""
     run = sac.Run(sac.Config(**PENDULUM), env=lambda: Broken("reward", np.nan))
@@ -455,14 +474,17 @@ def test_nothing_is_saved_after_nan(tmp_path):
 # At the edges
 
 
-@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.Philox, np.random.SFC64])
+@pytest.mark.parametrize(
+    "kind", [np.random.MT19937, np.random.Philox, np.random.SFC64, np.random.RandomState]
+)
 def test_settings_and_generators_of_numpy_are_saved_and_resumed(tmp_path, kind):
     """Catches a save that takes numpy's scalars or a generator's arrays, and cannot be read."""
 
     class Drawing(Nested):
         def reset(self, *, seed=None, options=None):
             if seed is not None:
-                self.np_random = np.random.Generator(kind(seed))
+                old = kind is np.random.RandomState  # as environments had before gymnasium
+                self.np_random = kind(seed) if old else np.random.Generator(kind(seed))
             return super().reset(options=options)
 
     numbers = {"actor_lr": np.float64(1e-3), "steps": np.int64(180), "gamma": np.float32(0.5)}

@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from conftest import TINY, WALL_CLOCK, Clock, flat, learned
 
 import sac
 
+SETTINGS = TINY | {"env": "Pendulum-v1", "steps": 120, "device": "cpu", "save_every": 30}
 KEPT = {"config.json", "progress.csv", "checkpoint.pt", "learning_curve.png"}
 COMMON = "--hidden 8 --batch-size 16 --warmup 150 --log-every 50 --eval-every 200 --eval-episodes 1"
 COMMON += " --threads 1 --matmul-precision highest --device cpu"
@@ -568,6 +570,68 @@ def test_a_truncated_file_is_refused(copy):
         assert_refused(copy)
     path.unlink()
     assert_refused(copy)
+
+
+@pytest.mark.parametrize("step", [-5, 251, "7"])
+def test_a_step_that_cannot_be_is_refused(copy, step):
+    """Catches a counter from a crafted file that trains on, or for ever."""
+    torch.save(state_of(copy) | {"step": step}, copy / "checkpoint.pt")
+    assert_refused(copy)
+
+
+def test_rows_of_another_shape_are_refused(copy):
+    """Catches one number that is broadcast into the whole replay."""
+    state = state_of(copy)
+    state["buffer"]["rows"] = state["buffer"]["rows"][:1, :1].clone()
+    torch.save(state, copy / "checkpoint.pt")
+    assert_refused(copy)
+
+
+def test_a_checkpoint_that_is_no_file_is_refused(copy):
+    """Catches waiting for ever for a pipe, and reading a device until the memory is full."""
+    path = copy / "checkpoint.pt"
+    path.unlink()
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes in the file system here")
+    os.mkfifo(path)
+    assert isinstance(ending(copy), str)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert isinstance(ending(copy), str)
+
+
+def test_compressed_members_are_refused(copy):
+    """Catches 1 KB that becomes gigabytes in memory."""
+    path = copy / "checkpoint.pt"
+    packed = copy / "packed"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    packed.replace(path)
+    assert_refused(copy)
+
+
+def test_a_temporary_file_does_not_follow_a_link(tmp_path):
+    """Catches a link in a folder from elsewhere through which a save overwrites another file."""
+    (tmp_path / "mine").write_text("mine")
+    run = sac.Run(sac.Config(**SETTINGS), env=Clock, folder=tmp_path / "run")
+    (tmp_path / "run" / f"checkpoint.pt.{os.getpid()}.tmp").symlink_to(tmp_path / "mine")
+    run.save()
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert sac.Run.load(tmp_path / "run", env=Clock).step == 0
+
+
+def test_a_picture_that_cannot_be_drawn_stops_no_training(tmp_path, monkeypatch):
+    """Catches an error of the plotting library that ends a run."""
+
+    def broken(runs):
+        raise KeyError("a broken matplotlib")
+
+    monkeypatch.setattr(sac, "plot_runs", lambda runs: type("Figure", (), {"savefig": broken}))
+    run = sac.Run(sac.Config(**SETTINGS), env=Clock, folder=tmp_path / "run")
+    with pytest.warns(UserWarning, match="learning_curve"), pytest.raises(OSError):
+        list(run)
+    assert sac.Run.load(tmp_path / "run", env=Clock).step == run.config.steps
 
 
 def test_a_flipped_bit_is_refused_or_means_nothing(origin, copy):
