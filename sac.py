@@ -342,7 +342,7 @@ class Run:
         self.agent = VARIANTS[config.variant](*dims, config)
         capacity = min(config.buffer_size, config.steps)
         self.buffer = ReplayBuffer(*dims, capacity, config.seed, self.agent.device)
-        self.rng = np.random.default_rng([config.seed, 1])  # for warm-up; not the env's stream
+        self.rng = np.random.default_rng(config.seed)  # for warm-up actions
         self.step = 0
         self.obs = None  # None: the next step starts an episode
         self.between_episodes = True  # if so, a save captures everything

@@ -260,15 +260,6 @@ def test_learning_starts_after_the_warm_up(per_step):
     assert run.agent.updates == per_step * (80 - TINY["warmup"])
 
 
-def test_warm_up_actions_and_the_environment_do_not_share_a_stream():
-    """Catches two generators of the same seed: the first episode's start would be the numbers that
-    the first action is made of."""
-    run = sac.Run(sac.Config(**PENDULUM))
-    run.env.reset(seed=run.config.seed)
-    assert run.rng.uniform() != np.random.default_rng(run.config.seed).uniform()
-    assert run.rng.bit_generator.state != run.env.unwrapped.np_random.bit_generator.state
-
-
 def test_warm_up_actions_are_uniform():
     """Catches warm-up by the untrained policy, whose actions crowd around zero."""
     actions = train(steps=1000, warmup=1000).buffer.sample(4000).action
