@@ -1,7 +1,9 @@
 """Soft Actor-Critic (SAC) in one file, written to be read from top to bottom.
 
     python sac.py --env HalfCheetah-v4                      train; results go to runs/
+    python sac.py --resume runs/HalfCheetah-v4/sac-seed1    continue after Ctrl-C
     python sac.py --play runs/HalfCheetah-v4/sac-seed1      play the trained policy
+    python sac.py --plot runs/HalfCheetah-v4/*              compare runs in one figure
     python sac.py --env Hopper-v4 --variant single-q        change one idea (--help lists them)
 
 Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905. Equation
@@ -72,8 +74,8 @@ class Config:
     eval_episodes: int = 10  # episodes per evaluation (each of at most 10,000 steps)
     save_every: int = 50_000  # steps between saves
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads (0: one per physical core, at most 4)
-    matmul_precision: str = "auto"  # highest, high, medium; auto: medium if exact, else highest
+    threads: int = 0  # CPU threads (0: one per core, at most 4, or just 1, whichever is faster)
+    matmul_precision: str = "auto"  # highest, high, medium (auto: medium if exact, else highest)
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # makes text and numpy plain
@@ -335,7 +337,8 @@ class Run:
         if callable(env):
             config = replace(config, env=getattr(env, "__name__", "custom"))
         self.config = config
-        self.env, self.eval_env = make_env(env or config.env), make_env(env or config.env)
+        self.env = gym.wrappers.RecordEpisodeStatistics(make_env(env or config.env))
+        self.eval_env = make_env(env or config.env)
         if self.env.unwrapped is self.eval_env.unwrapped:
             raise UsageError("env must return a new environment on every call")
         dims = self.env.observation_space.shape + self.env.action_space.shape  # O, A
@@ -346,8 +349,7 @@ class Run:
         self.step = 0
         self.obs = None  # None: the next step starts an episode
         self.between_episodes = True  # if so, a save captures everything
-        self.stopping = False  # True: stop when the episode ends
-        self.ending = False  # True: the loop is over and saves
+        self.stopping = 0  # anything else: stop when the episode ends
         self.row = dict.fromkeys(COLUMNS, math.nan)
         self.row.update(step=0, episodes=0, seconds=0)
         self.history = []  # a copy of the row at each report
@@ -367,7 +369,6 @@ class Run:
                     break
                 self.advance()
         finally:  # however the loop ended: finished, break, an interrupt, an error
-            self.ending = True
             if self.folder:
                 self.save()
 
@@ -379,7 +380,6 @@ class Run:
         self.between_episodes = False
         if obs is None:
             obs, _ = self.env.reset(seed=c.seed if self.step == 0 else None)
-            self.episode_return, self.episode_length = 0.0, 0
 
         # Act
         if self.step < c.warmup:
@@ -388,7 +388,7 @@ class Run:
             action = self.agent.act(obs)
 
         # Step
-        next_obs, reward, terminated, truncated, _ = self.env.step(action)
+        next_obs, reward, terminated, truncated, info = self.env.step(action)
         self.step += 1
 
         # Store. A time limit does not end the task, so only `terminated` stops bootstrapping
@@ -403,12 +403,10 @@ class Run:
             seen.update(metrics)
         self.check_finite(seen)
 
-        self.episode_return += reward
-        self.episode_length += 1
         if terminated or truncated:
-            self.row["episodes"] += 1
-            self.row.update(train_return=self.episode_return, train_length=self.episode_length)
             self.between_episodes = True
+            self.row["episodes"] += 1
+            self.row.update(train_return=info["episode"]["r"], train_length=info["episode"]["l"])
         else:
             self.obs = next_obs
         self.row["seconds"] += time.perf_counter() - start
@@ -446,7 +444,7 @@ class Run:
     def finished(self):
         """Whether every step is done and reported, or an evaluation has reached `stop_at`."""
         goal = math.inf if self.config.stop_at is None else self.config.stop_at
-        return self.row["step"] == self.config.steps or self.evaluation[0] >= goal
+        return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
         """Saves if it is time, between episodes where possible. Otherwise writes the new row."""
@@ -468,25 +466,30 @@ class Run:
                 raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
         self.folder, self.saved_at = path, self.step  # even if it fails: no retry at once
         path.mkdir(parents=True, exist_ok=True)
+        generator = self.env.unwrapped.np_random.bit_generator  # its state may hold arrays
         state = {
             "edition": 2, "config": asdict(self.config), "versions": versions(),
             "step": self.step, "between_episodes": self.between_episodes,
             "row": {name: float(x) for name, x in self.row.items()}, "history": self.history,
             "agent": self.agent.state_dict(), "buffer": self.buffer.state_dict(),
             "rng": json.dumps(self.rng.bit_generator.state),
-            "env_rng": json.dumps(env_generator(self.env).state, default=lambda x: x.tolist())}
+            "env_rng": json.dumps(generator.state, default=lambda x: x.tolist())}
         write(path / "checkpoint.pt", lambda file: torch.save(state, file))
         write_reports(self, picture=True)
 
     @classmethod
     def load(cls, folder, env=None, **changes):
-        """The run saved in `folder`, with `changes` to its settings. UsageError if it is bad.
+        """The run saved in `folder`; `changes` to those settings that MAY_CHANGE. Or UsageError.
 
         It continues bit for bit as if it had never stopped, or a warning says why it will not:
         the state inside an environment's episode is the one thing that no save captures.
         """
         state = read_checkpoint(folder, env)
-        config = replace(state["config"], **changes)
+        saved, config = state["config"], replace(state["config"], **changes)
+        differ = [f"{x} {getattr(saved, x)}" for x in changes
+                  if x not in MAY_CHANGE and getattr(saved, x) != getattr(config, x)]
+        if differ:
+            raise UsageError(f"{folder} has {', '.join(differ)}: for others, start a new run")
         if config.steps < state["step"]:
             raise UsageError(f"{folder} has done {state['step']} steps already: raise --steps")
         run = cls(config, env)
@@ -497,7 +500,7 @@ class Run:
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = json.loads(state["rng"])
             run.env.reset(seed=config.seed)  # creates its generator, whatever its kind
-            env_generator(run.env).state = json.loads(state["env_rng"])
+            run.env.unwrapped.np_random.bit_generator.state = json.loads(state["env_rng"])
             now, old = versions(), state["versions"]
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
             if not state["between_episodes"]:
@@ -643,10 +646,6 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-def env_generator(env):
-    rng = env.unwrapped.np_random
-    return rng._bit_generator if isinstance(rng, np.random.RandomState) else rng.bit_generator
-
 LONGEST = 10_000  # steps after which an evaluation cuts an episode off
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
@@ -673,28 +672,38 @@ def check(name, kind, x):
     raise UsageError(f"{flag} must be a {whole}number from {low:g} to {high:g}, not {x}")
 
 def configure_torch(config):
-    """Sets this process's threads and precision. Call it before a Run is made."""
+    """Sets this process's threads and precision, and returns the config with those threads.
+
+    Call it before a Run is made. UsageError if the device is not available.
+    """
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    torch.set_num_threads(config.threads or min(torch.get_num_threads(), 4))
-    a, errors = torch.linspace(-1, 1, 256 * 256).view(256, 256), {}
-    for precision in ("medium", "highest"):  # on some CPUs medium is as exact, and much faster
-        torch.set_float32_matmul_precision(precision)
-        errors[precision] = ((a @ a) - a.double() @ a.double()).abs().max()
-    exact = config.device == "cpu" and errors["medium"] < 10 * errors["highest"]
+    torch.set_float32_matmul_precision("medium")  # on some CPUs exact and much faster, on others
+    a = torch.linspace(-1, 1, 256 * 256).view(256, 256)  # rounded: then a @ 1 is no longer a
+    exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)
     best = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", best))
+    many, times = min(torch.get_num_threads(), 4), {}
+    for threads in (many, 1):  # when other programs keep the cores busy, one thread is faster
+        torch.set_num_threads(threads)
+        start = time.perf_counter()
+        for _ in range(300):
+            a @ a
+        times[threads] = time.perf_counter() - start
+    torch.set_num_threads(config.threads or (many if times[many] < 0.8 * times[1] else 1))
     torch.empty(7_900_000)  # freeing a large block makes glibc reuse memory: updates 20% faster
+    return replace(config, threads=torch.get_num_threads())
 
 # 9. Checkpoints
 SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # checksum of the running code
 
 def versions():
     """What affects the numbers of a run besides its Config."""
-    packages = [name for name in ("torch", "gymnasium", "numpy", "mujoco") if name in sys.modules]
-    return {**{name: str(sys.modules[name].__version__) for name in packages},
-            "python": sys.version.split()[0], "sac.py": SOURCE, "threads": torch.get_num_threads(),
+    packages = {name: str(sys.modules[name].__version__)
+                for name in ("torch", "gymnasium", "numpy", "mujoco") if name in sys.modules}
+    return {**packages, "python": sys.version.split()[0], "sac.py": SOURCE,
+            "threads": torch.get_num_threads(),
             "matmul_precision": torch.get_float32_matmul_precision()}
 
 def write(path, content):
@@ -742,10 +751,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 def write_reports(run, picture=False):
     """config.json, progress.csv and learning_curve.png, for people and for --plot."""
     about = json.dumps({"config": asdict(run.config), "versions": versions()}, indent=2)
-    lines = [[f"{row.get(name, math.nan):.10g}" for name in run.row] for row in run.history]
-    table = "\n".join(",".join(line) for line in [list(run.row), *lines])
     write(run.folder / "config.json", lambda file: file.write(f"{about}\n".encode()))
-    write(run.folder / "progress.csv", lambda file: file.write(f"{table}\n".encode()))
+    table = [[row.get(name, math.nan) for name in run.row] for row in run.history]
+    write(run.folder / "progress.csv", lambda file: np.savetxt(
+        file, table, "%.10g", ",", header=",".join(run.row), comments=""))
     if picture and run.history:
         write(run.folder / "learning_curve.png", plot_runs([run]).savefig)
 
@@ -802,23 +811,18 @@ def open_run(flags, out=None, resume=None):
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     config, env = Config(**flags), flags.get("env")
-    place = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
+    name = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
+    may_change = {x: getattr(config, x) for x in MAY_CHANGE}
     for number in itertools.count(1):
-        folder = Path(resume or out or f"{place}-{number}".removesuffix("-1"))
+        folder = Path(resume or out or f"{name}-{number}".removesuffix("-1"))
+        saved = None
         if resume or (resume == "" and (folder / "checkpoint.pt").exists()):
             saved = read_checkpoint(folder, env)["config"]
-            names = flags if resume else Config.__annotations__  # a bare --resume: every setting
-            differ = [f"{x} {getattr(saved, x)}" for x in names
-                      if x not in MAY_CHANGE and getattr(saved, x) != getattr(config, x)]
-            if not differ:
-                asked = replace(saved, **flags)
-                configure_torch(asked)
-                return Run.load(folder, **asdict(asked))
-            if resume or out:
-                raise UsageError(f"{folder} has {', '.join(differ)}: for others, start a new run")
-        elif out or not folder.exists():
-            configure_torch(config)
-            return Run(config, folder=folder)
+        if resume or (saved and replace(saved, **may_change) == config):
+            configure_torch(replace(saved, **flags))
+            return Run.load(folder, **flags)
+        if out or not folder.exists():
+            return Run(configure_torch(config), folder=folder)
 
 SHOWN = {"steps_per_second": "  {:.0f} steps/s", "minutes": "  {:.0f} min left",
          "eval_return": "  evaluation {:.1f}", "train_return": "  last episode {:.1f}",
@@ -828,18 +832,19 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     """Trains, and prints a line for each row. Returns 0, or 128 + the signal that ended it."""
     if tensorboard:
         from torch.utils.tensorboard import SummaryWriter
-    run, signals = open_run(flags, out, resume), []
+    run = open_run(flags, out, resume)
     c, place = run.config, shlex.quote(os.path.relpath(run.folder))
     again = f"{place} --env {c.env}" if ":" in c.env else place
-    print(f"{c.env} (episodes: at most {run.env.spec.max_episode_steps or 'any number of'} steps), "
-          f"{c.variant}, seed {c.seed}, {torch.get_num_threads()} threads, at most "
-          f"{run.buffer.rows.nbytes / 1e6:.1f} MB of replay; writing to {place}", flush=True)
+    limit = run.env.spec.max_episode_steps or "an unknown number of"
+    print(f"{c.variant} on {c.env}, seed {c.seed}: {c.steps:,} steps, the first {c.warmup:,} at "
+          f"random (time left: shown after those)\nepisodes: at most {limit} steps; "
+          f"threads: {c.threads}; replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; "
+          f"results: {place}", flush=True)
 
     def stop(number, _):
-        signals.append(number)
-        run.stopping = True
-        if len(signals) > 1 and not run.ending:
-            raise KeyboardInterrupt(128 + signals[0])
+        if run.stopping and run.saved_at < run.step:  # the second one, and it is not saving yet
+            raise KeyboardInterrupt(128 + run.stopping)
+        run.stopping = run.stopping or number
         if number != signal.SIGINT:
             signal.alarm(7)  # which calls this function again
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
@@ -857,6 +862,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
                 line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
                 row = {**row, "minutes": (c.steps - run.step) / row["steps_per_second"] / 60}
                 if run.step <= c.warmup:
+                    line += "  warm-up"
                     row["minutes"] = math.nan  # a step without learning says nothing about the rest
                 for name, form in SHOWN.items():
                     text = form.format(row[name])
@@ -877,7 +883,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
         if not run.finished:
             print(f"\nto continue:  python sac.py --resume {again}")
     if not run.finished:
-        return 128 + signals[0]
+        return 128 + run.stopping
     goal = f", which reached --stop-at {c.stop_at:g}" if run.step < c.steps else ""
     print("final evaluation {:.1f} ({:.1f} to {:.1f})".format(*run.evaluation) + goal)
     print(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
@@ -940,6 +946,7 @@ def parse(argv):
     """The flags that were given, as a dict; those of Config are read from its source."""
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS, argument_default=argparse.SUPPRESS, allow_abbrev=False,
+        description=__doc__.split("Source")[0],
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 29, 100),
         epilog="variants:\n" + "\n".join(f"  {x:13}{VARIANTS[x].__doc__}" for x in VARIANTS))
     for name, default, text in re.findall(r"(\w+): .* = (.*)  # (.*)", inspect.getsource(Config)):
@@ -967,18 +974,17 @@ def main(argv=None):
             return end.code
         try:
             job = next((x for x in (play, plot) if x.__name__ in given), train)
-            settings = Config.__annotations__ if job is train else ()
-            fits = [*inspect.signature(job).parameters, *settings]
+            fits = {*inspect.signature(job).parameters}
+            fits |= {*Config.__annotations__} if job is train else set()
             odd = ["--" + name.replace("_", "-") for name in given if name not in fits]
             if odd:
                 raise UsageError(f"{', '.join(odd)} does not apply to {job.__name__}")
             return job(**given) or 0
         except KeyboardInterrupt as stop:
             return stop.args[0] if stop.args else 128 + signal.SIGINT
-        except FloatingPointError as error:
-            code, text = 1, f"{error}"
-        except (UsageError, OSError, MemoryError, ImportError) as error:
-            code, text = 2, str(error) or repr(error)
+        except (FloatingPointError, UsageError, OSError, MemoryError, ImportError) as error:
+            code = 1 if isinstance(error, FloatingPointError) else 2
+            text = str(error) or repr(error)
         except BaseException as error:  # an environment may even call sys.exit()
             where = traceback.extract_tb(error.__traceback__)[-1]
             code, text = 3, f"{error!r} in {where.filename}, line {where.lineno}"

@@ -4,6 +4,7 @@
     python benchmarks/speed.py                                        on the CPU; Linux or macOS
     python benchmarks/speed.py --rounds 1 --steps 500 --out runs      a quick look
     python benchmarks/speed.py profile                                where a step's time goes
+    python benchmarks/speed.py ideas                                  what tricks would gain
     python benchmarks/speed.py race --threads 1                       seconds to a given return
     python benchmarks/speed.py worker sac 1 500                       one measurement, as JSON
     python benchmarks/speed.py worker sac-cuda 1 5000                 the same on a GPU
@@ -46,6 +47,7 @@ BORN = time.perf_counter()
 HERE = Path(__file__).resolve().parent
 ENV, OBS, ACTION, BATCH, HIDDEN, REPLAY = "HalfCheetah-v4", 17, 6, 256, 256, 1_000_000
 WARMUP, SETTLE = 1_000, 500  # steps without learning; then steps that are not timed yet
+DISTURBED = 0.1  # of a core, taken by other processes during a measurement
 GOALS, EVERY, LIMIT = (2_000, 4_000), 2_500, 150_000  # the race: returns; steps
 WHO = {"sac": "torch", "sb3": "stable_baselines3", "sbx": "sbx"}  # and the package it needs
 WHO |= dict.fromkeys(("sac-medium", "update-10k", "update-1M", "floor"), "torch")
@@ -302,6 +304,99 @@ def floor(threads, steps):
     return clock(once, steps), flop
 
 
+def from_noise(sac):
+    def sample(self, obs):
+        mean, log_std = self(obs)
+        noise = self.noise(mean.shape)
+        u = mean + log_std.exp() * noise
+        log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+        log_slope = 2 * (math.log(2) - u - sac.F.softplus(-2 * u))
+        return u.tanh(), (log_normal - log_slope).sum(-1)
+
+    sac.Actor.sample = sample
+
+
+def last_layer(sac):
+    plain = sac.TwinLinear.forward
+
+    def forward(self, x):
+        if self.weight.shape[-1] > 1:
+            return plain(self, x)
+        return (x * self.weight.mT).sum(-1, keepdim=True) + self.bias
+
+    sac.TwinLinear.forward = forward
+
+
+def mse_loss(sac):
+    def critic_loss(self, batch):
+        q = self.critic(batch.obs, batch.action)
+        self.q_mean = q.detach().mean()
+        y = self.td_target(batch).expand_as(q)
+        return 0.5 * len(q) * sac.F.mse_loss(q, y)
+
+    sac.SAC.critic_loss = critic_loss
+
+
+def functional_adam(sac):
+    from torch.optim.adam import adam
+
+    def descend(loss, optimizer):
+        group = optimizer.param_groups[0]
+        parameters = group["params"]
+        for p in parameters:
+            if p not in optimizer.state:
+                zeros = torch.zeros_like(p), torch.zeros_like(p), torch.zeros(())
+                optimizer.state[p] = dict(zip(("exp_avg", "exp_avg_sq", "step"), zeros))
+        states = [optimizer.state[p] for p in parameters]
+        names = ("exp_avg", "exp_avg_sq")
+        with torch.no_grad():
+            adam(
+                parameters, torch.autograd.grad(loss, parameters),
+                *([state[name] for state in states] for name in names), [],
+                [state["step"] for state in states], fused=True, amsgrad=False, beta1=0.9,
+                beta2=0.999, lr=group["lr"], weight_decay=0.0, eps=1e-8, maximize=False,
+            )  # fmt: skip
+
+    import torch
+
+    sac.descend = descend
+
+
+IDEAS = {
+    "as it is, once more": [],  # how much of a gain is chance
+    "log-density from the noise": [from_noise],
+    "the critics' last layer as a sum of products": [last_layer],
+    "F.mse_loss": [mse_loss],
+    "torch.optim.adam.adam called directly": [functional_adam],
+    "all of them": [from_noise, last_layer, mse_loss, functional_adam],
+}
+
+
+def ideas(threads, steps):
+    """What each of IDEAS gains of an update: blocks of 50 updates, all taking turns."""
+    import torch
+
+    agents = {}
+    for name, changes in {"as it is": [], **IDEAS}.items():
+        sys.modules.pop("sac", None)
+        sac, config = import_sac(threads)  # a module of its own
+        for change in changes:
+            change(sac)
+        agents[name] = sac.SAC(OBS, ACTION, config), sac.ReplayBuffer(OBS, ACTION, 10_000, seed=1)
+        agents[name][1].rows.uniform_(-1, 1)
+        agents[name][1].rows[:, -1] = 0  # terminated
+        agents[name][1].added = 10_000
+    spans = {name: [] for name in agents}
+    for _ in range(steps // 50):
+        for name, (agent, buffer) in agents.items():
+            spans[name].append(clock(lambda a=agent, b=buffer: a.update(b.sample(BATCH)), 50) / 50)
+    lines = [f"| idea, {threads} threads | an update, ms | gain |", "|---|---|---|"]
+    for name, span in spans.items():
+        gain = median(a / b for a, b in zip(spans["as it is"], span)) - 1
+        lines += [f"| {name} | {1000 * median(span):.2f} | {gain:+.1%} |"]
+    print("\n".join(lines), f"\n\n{machine()}; {torch.get_float32_matmul_precision()}; medians.\n")
+
+
 def profile(threads, steps, **flags):
     """Median milliseconds of each part of a training step, and of the step."""
     sac, config = import_sac(threads, warmup=WARMUP, **flags)
@@ -360,6 +455,8 @@ def worker(who, threads, steps):
     """One measurement: prints a line of JSON."""
     pin(threads)
     result = {"who": who, "threads": threads}
+    if who == "ideas":
+        return ideas(threads, steps)
     if who.startswith("race-"):
         return race(who.removeprefix("race-"), threads, seed=steps)
     if who == "floor":
@@ -382,6 +479,8 @@ def worker(who, threads, steps):
     names = ("torch", "gymnasium", "mujoco", "numpy", "stable_baselines3", "sbx", "jax")
     versions = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
     versions["python"] = platform.python_version()
+    if who == "sac":
+        versions["precision"] = sys.modules["torch"].get_float32_matmul_precision()
     if "sac" in sys.modules:
         source = Path(sys.modules["sac"].__file__).read_bytes()
         versions["sac.py"] = f"{zlib.crc32(source):08x}"
@@ -416,6 +515,18 @@ def machine():
     return f"{name}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start"
 
 
+def busy_elsewhere():
+    """Seconds of CPU that all other processes have taken so far; 0 where nothing tells (macOS)."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    first = stat.read_text().splitlines()[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, first)
+    mine = os.times()
+    total = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return total - sum(mine[:4])  # with those of its children
+
+
 def compare(rounds, steps, thread_counts, out):
     """All measurements, in turns; prints and writes them."""
     where = f"{machine()}; {rounds} x {steps:,} steps"
@@ -430,9 +541,15 @@ def compare(rounds, steps, thread_counts, out):
         writer.writeheader()
         for n, threads, who in itertools.product(range(1, rounds + 1), thread_counts, there):
             command = [sys.executable, __file__, "worker", who, str(threads), str(steps)]
-            child = subprocess.run(command, capture_output=True, text=True)
-            if child.returncode:
-                sys.exit(f"{who} failed:\n{child.stderr}")
+            for _ in range(3):  # once more where something else was busy meanwhile
+                start, others = time.perf_counter(), busy_elsewhere()
+                child = subprocess.run(command, capture_output=True, text=True)
+                if child.returncode:
+                    sys.exit(f"{who} failed:\n{child.stderr}")
+                others = (busy_elsewhere() - others) / (time.perf_counter() - start)
+                if others < DISTURBED:
+                    break
+                print(f"disturbed: other processes took {others:.2f} of a core", flush=True)
             rows.append({"round": n} | json.loads(child.stdout.splitlines()[-1]))
             versions |= rows[-1].pop("versions")
             writer.writerow(rows[-1])
@@ -450,7 +567,7 @@ if __name__ == "__main__":
         worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
         parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-        modes = ("compare", "profile", "race")
+        modes = ("compare", "profile", "ideas", "race")
         parser.add_argument("what", nargs="?", choices=modes, default="compare")
         parser.add_argument("--rounds", type=int, default=3)
         parser.add_argument("--steps", type=int, default=5_000, help="timed, in a measurement")
@@ -460,6 +577,10 @@ if __name__ == "__main__":
         args = parser.parse_args()
         if args.what == "profile":
             profiles(args.steps, args.threads, args.out)
+        elif args.what == "ideas":
+            for threads in args.threads:
+                command = [sys.executable, __file__, "worker", "ideas", str(threads)]
+                subprocess.run([*command, str(args.steps)], check=True)
         elif args.what == "race":
             races(args.seeds, args.threads, args.out)
         else:

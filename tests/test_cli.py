@@ -493,7 +493,7 @@ def test_halfcheetah_from_training_to_film(place):
     code, out, errors = command("--env", "HalfCheetah-v4", *flags, "--threads", 1)
     assert (code, errors) == (0, "")
     folder = Path("runs/HalfCheetah-v4/sac-seed1")
-    for word in ("1 threads", "1,000/1,100", "final evaluation", "0.2 MB"):
+    for word in ("threads: 1", "1,000/1,100", "final evaluation", "0.2 MB"):
         assert word in out
     assert f"--play {folder}" in out and "\r" not in out
     kept = "config.json progress.csv checkpoint.pt learning_curve.png".split()
@@ -649,7 +649,8 @@ def test_out_and_resume_together_begin_or_continue(call):
     assert call(*flags)[0] == 0
     assert call(*flags, "--steps", 150)[0] == 0
     assert sac.read_checkpoint("run", "toys:Toy-v0")["step"] == 150
-    assert_refused(call(*flags, "--gamma", 0.5), "gamma 0.99")
+    assert_refused(call(*flags, "--gamma", 0.5), "run exists", "--resume run")
+    assert_refused(call(*SHORT, "--gamma", 0.5, *TOY, "--resume", "run"), "gamma 0.99")
     Path("mine").mkdir()
     Path("mine/config.json").write_text("mine")
     assert_refused(call(*SHORT, *TOY, "--out", "mine", "--resume"), "mine exists")

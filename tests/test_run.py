@@ -465,17 +465,14 @@ def test_nothing_is_saved_after_nan(tmp_path):
 # At the edges
 
 
-@pytest.mark.parametrize(
-    "kind", [np.random.MT19937, np.random.Philox, np.random.SFC64, np.random.RandomState]
-)
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.Philox, np.random.SFC64])
 def test_settings_and_generators_of_numpy_are_saved_and_resumed(tmp_path, kind):
     """Catches a save that takes numpy's scalars or a generator's arrays, and cannot be read."""
 
     class Drawing(Nested):
         def reset(self, *, seed=None, options=None):
             if seed is not None:
-                old = kind is np.random.RandomState  # as environments had before gymnasium
-                self.np_random = kind(seed) if old else np.random.Generator(kind(seed))
+                self.np_random = np.random.Generator(kind(seed))
             return super().reset(options=options)
 
     numbers = {"actor_lr": np.float64(1e-3), "steps": np.int64(180), "gamma": np.float32(0.5)}
@@ -665,6 +662,28 @@ def test_rounding_to_bfloat16_or_tf32_would_be_refused(monkeypatch, bits, exact)
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
     sac.configure_torch(sac.Config(device="cpu", threads=1))
     assert torch.get_float32_matmul_precision() == ("medium" if exact else "highest")
+
+
+@pytest.mark.parametrize("two_threads, chosen", [(0.6, 2), (0.9, 1), (30.0, 1)])
+def test_threads_are_used_where_they_are_faster_now(monkeypatch, two_threads, chosen):
+    """Catches threads that spin on a busy machine, a choice that ignores --threads, and a resume
+    with other threads: a product takes one second with one thread and `two_threads` with two."""
+    now, threads = [0.0], [2]
+    product = torch.Tensor.__matmul__
+
+    def timed(a, b):
+        now[0] += {1: 1.0, 2: two_threads}[threads[-1]]
+        return product(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", timed)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(sac.time, "perf_counter", lambda: now[0])
+    assert sac.configure_torch(sac.Config(device="cpu")).threads == threads[-1] == chosen
+    threads.append(2)
+    assert sac.configure_torch(sac.Config(device="cpu", threads=1)).threads == threads[-1] == 1
+    threads.append(1)
+    assert sac.configure_torch(sac.Config(device="cpu", threads=2)).threads == threads[-1] == 2
 
 
 # What a student changes
