@@ -4,10 +4,10 @@
     python sac.py --resume runs/HalfCheetah-v4/sac-seed1    continue after Ctrl-C
     python sac.py --play runs/HalfCheetah-v4/sac-seed1      play the trained policy
     python sac.py --plot runs/HalfCheetah-v4/*              compare runs in one figure
-    python sac.py --env Hopper-v4 --variant single-q        change one idea (--help lists them)
+    python sac.py --env Hopper-v4 --variant single-q        train a variant (--help lists them)
 
 Source: Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", arXiv 1812.05905. Equation
-numbers refer to it. Its Algorithm 1, as `Run.advance` and `SAC.update` carry it out:
+numbers refer to it. Algorithm 1, as implemented by `Run.advance` and `SAC.update`:
 
     initialise the policy phi and two critics theta; copy the critics into the targets theta'
     for each environment step:
@@ -17,20 +17,21 @@ numbers refer to it. Its Algorithm 1, as `Run.advance` and `SAC.update` carry it
         for each gradient step, on a batch from D:              learn
             theta  <- theta - lr grad J_Q(theta)                    critics (Eq. 5)
             phi    <- phi - lr grad J_pi(phi)                       policy (Eq. 9)
-            alpha  <- alpha - lr grad J(alpha)                      temperature (Eq. 18)
+            log alpha <- log alpha - lr grad J(alpha)               temperature (Eq. 18)
             theta' <- tau theta + (1 - tau) theta'                  targets
 
 Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the action before tanh);
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Where it differs from the paper, why, and the return on HalfCheetah-v4 when that is undone (at
-100,000 steps, mean and sd of seeds 11 to 13; as it stands: 6,612 +- 490):
-- The critics learn at 1e-3, not 3e-4, to keep up with moving targets (with 3e-4: 4,493 +- 523).
-- It starts with 5,000 random actions and no learning, for diverse batches (1,000: 5,507 +- 747).
+Differences from the paper. In brackets: the return on HalfCheetah-v4 without each, at 100,000 steps
+(mean and sd of seeds 11 to 13; with all of them 6,612 +- 490):
+- The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
+- The first 5,000 actions are random, without learning, for diverse batches (1,000: 5,507 +- 747).
 - log_std is clamped softly; a hard clamp has no gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
+- A terminated episode stops bootstrapping: the paper has no terminal states.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, traceback, warnings, zipfile, zlib
@@ -47,7 +48,7 @@ from torch import nn
 # 1. Config: everything that defines a run
 @dataclass(frozen=True)
 class Config:
-    """Every field is also a flag, its comment is the help text. Bad values raise UsageError."""
+    """Every field is also a flag; its comment is the help text. Bad values raise UsageError."""
     env: str = "HalfCheetah-v4"  # gymnasium id with continuous actions, or module:Name-v0
     variant: str = "sac"  # which variant of SAC to train: see below
     seed: int = 1  # seeds the weights, noise, replay, warm-up and environment
@@ -63,7 +64,7 @@ class Config:
     actor_lr: float = 3e-4  # learning rate of the policy
     critic_lr: float = 1e-3  # learning rate of the critics
     alpha_lr: float = 3e-4  # learning rate of the temperature
-    alpha: float | None = None  # fixed temperature (default: learned)
+    alpha: float | None = None  # fix the temperature (default: learn it)
     target_entropy: float | None = None  # entropy (nats) a learned alpha aims for (default: -A)
     reward_scale: float = 1.0  # multiplies the rewards the critics learn from
     updates_per_step: int = 1  # gradient steps per environment step
@@ -71,11 +72,11 @@ class Config:
     # Logging and hardware
     log_every: int = 500  # steps between log rows
     eval_every: int = 5_000  # steps between evaluations
-    eval_episodes: int = 10  # episodes per evaluation (each of at most 10,000 steps)
+    eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
     save_every: int = 50_000  # steps between saves
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads (0: one per core, at most 4, or just 1, whichever is faster)
-    matmul_precision: str = "auto"  # highest, high, medium (auto: medium if exact, else highest)
+    threads: int = 0  # CPU threads; 0: one per core, up to 4, or just 1 if that is faster
+    matmul_precision: str = "auto"  # highest, high, medium; auto: the fastest that is exact here
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # makes text and numpy plain
@@ -95,8 +96,8 @@ def squash(u, mean, log_std):
     """u (...,A) ~ N(mean, exp(log_std)^2) -> action tanh(u) (...,A) and its log-density (...).
 
     Change of variables: log pi(a) = log N(u) - log |da/du|, summed over A (Appendix C), where
-    da/du = 1 - tanh(u)^2. In float32 this rounds to 0 once |u| exceeds about 9, so we use the
-    identical 4 e^-2u / (1 + e^-2u)^2: its logarithm and gradient are accurate for every u.
+    da/du = 1 - tanh(u)^2. In float32, this rounds to 0 once |u| exceeds about 9. So we use the
+    equivalent 4 e^-2u / (1 + e^-2u)^2: its logarithm and gradient are accurate for every u.
     """
     log_normal = -0.5 * ((u - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # (...,A)
@@ -151,10 +152,9 @@ class TwinCritic(nn.Module):
 
 # 4. SAC: the losses and the update
 def descend(loss, optimizer):
-    """One gradient step. The gradient may flow through other networks, but not into them."""
+    """One gradient step. Only the optimizer's own parameters get a gradient."""
     optimizer.zero_grad()
-    parameters = optimizer.param_groups[0]["params"]
-    loss.backward(inputs=parameters)
+    loss.backward(inputs=optimizer.param_groups[0]["params"])
     optimizer.step()
 
 @torch.no_grad()
@@ -169,12 +169,12 @@ class SAC:
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
         self.device = torch.device(config.device)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)  # for all noise
-        with torch.random.fork_rng(devices=[]):  # initial weights; restores the global generator
+        with torch.random.fork_rng(devices=[]):  # initial weights; global state stays as it was
             torch.manual_seed(config.seed)
             self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(self.device)
             self.critic = self.make_critic().to(self.device)
             if config.device == "cpu":
-                self.generator.set_state(torch.get_rng_state())  # its noise continues their stream
+                self.generator.set_state(torch.get_rng_state())  # where the weights stopped
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
         learned = config.alpha is None
@@ -214,13 +214,13 @@ class SAC:
         return q.min(0).values
 
     def next_value(self, next_obs):
-        """V(s') = Q'(s',a') - alpha log pi(a'|s') with a' ~ pi(.|s'), without gradient (Eq. 3)."""
+        """V(s') = Q'(s',a') - alpha log pi(a'|s') with a' ~ pi(.|s') (Eq. 3)."""
         next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
         return self.combine(self.target_critic(next_obs, next_action)) - self.alpha * log_prob
 
     @torch.no_grad()
     def td_target(self, batch):
-        """y = r + gamma (1 - d) V(s'), no gradient: (B,), or (2,B) if each critic has its own."""
+        """y = r + gamma (1 - d) V(s'), without gradient: (B,), or (2,B): a target per critic."""
         r = self.config.reward_scale * batch.reward
         return r + self.config.gamma * (1 - batch.terminated) * self.next_value(batch.next_obs)
 
@@ -251,7 +251,7 @@ class SAC:
         descend(critic_loss, self.critic_optimizer)
 
         actor_loss, log_prob = self.actor_loss(batch.obs)
-        descend(actor_loss, self.actor_optimizer)  # through the critics, not into them
+        descend(actor_loss, self.actor_optimizer)  # the critics' weights get no gradient
 
         alpha_loss = self.alpha_loss(log_prob)
         descend(alpha_loss, self.alpha_optimizer)
@@ -263,7 +263,7 @@ class SAC:
         return {name: x.detach() for name, x in logged.items()}
 
     def parts(self):
-        """What a checkpoint holds, besides temperature, update count and generator."""
+        """What has a state_dict of its own."""
         return {"actor": self.actor, "actor_optimizer": self.actor_optimizer,
                 "critic": self.critic, "critic_optimizer": self.critic_optimizer,
                 "target_critic": self.target_critic, "alpha_optimizer": self.alpha_optimizer}
@@ -290,10 +290,10 @@ class Batch(NamedTuple):
     terminated: torch.Tensor  # (B,) 1 if the task itself ended; 0 otherwise, even at a time limit
 
 class ReplayBuffer:
-    """The last `capacity` transitions, each a row of one array, so that a batch is one gather."""
+    """The last `capacity` transitions, each a row of one array, so that a batch is one lookup."""
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
-        rows = np.zeros((capacity, sum(self.widths)), np.float32)  # takes memory as it fills
+        rows = np.zeros((capacity, sum(self.widths)), np.float32)  # memory is taken as it fills
         self.rows = torch.from_numpy(rows).to(device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.added = 0
@@ -317,7 +317,7 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice would save all
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice would save it all
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
@@ -331,7 +331,7 @@ class Run:
 
     There is also a row at each evaluation. You can break out and iterate again to continue. `env`,
     a function that returns a new environment, overrides config.env. With a `folder`, which must be
-    new, the run is saved there every `save_every` steps and whenever the loop ends.
+    new, the run is saved there about every `save_every` steps and whenever the loop ends.
     """
     def __init__(self, config, env=None, folder=None):
         if callable(env):
@@ -348,8 +348,9 @@ class Run:
         self.rng = np.random.default_rng(config.seed)  # for warm-up actions
         self.step = 0
         self.obs = None  # None: the next step starts an episode
-        self.between_episodes = True  # if so, a save captures everything
-        self.stopping = 0  # anything else: stop when the episode ends
+        self.between_episodes = True  # only then is a save complete
+        self.stopping = 0  # or the signal that asked to stop at the end of the episode
+        self.ending = False  # True: the loop is over and saves
         self.row = dict.fromkeys(COLUMNS, math.nan)
         self.row.update(step=0, episodes=0, seconds=0)
         self.history = []  # a copy of the row at each report
@@ -360,7 +361,7 @@ class Run:
     def __iter__(self):
         try:
             while True:
-                row = self.report()  # first, since an interrupted evaluation is still due
+                row = self.report()  # comes first: a resumed run may owe an evaluation
                 if self.folder:
                     self.save_if_due(row)
                 if row:
@@ -369,6 +370,7 @@ class Run:
                     break
                 self.advance()
         finally:  # however the loop ended: finished, break, an interrupt, an error
+            self.ending = True
             if self.folder:
                 self.save()
 
@@ -395,14 +397,14 @@ class Run:
         self.buffer.add(obs, action, reward, next_obs, terminated)
 
         # Learn
-        seen = {"observation": np.abs([obs, next_obs]).max(), "reward": np.float32(reward)}
+        metrics = {}
         if self.step > c.warmup:
             for _ in range(c.updates_per_step):
                 metrics = self.agent.update(self.buffer.sample(c.batch_size))
-            self.row.update(metrics)
-            seen.update(metrics)
-        self.check_finite(seen)
 
+        self.row.update(metrics)
+        largest = np.abs([obs, next_obs]).max()
+        self.check_finite({"observation": largest, "reward": np.float32(reward), **metrics})
         if terminated or truncated:
             self.between_episodes = True
             self.row["episodes"] += 1
@@ -418,16 +420,16 @@ class Run:
                 raise FloatingPointError(f"NaN or infinity in the {name} at step {self.step}")
 
     def report(self):
-        """If it is time: evaluates, adds a row to the history and returns it. Otherwise None."""
+        """When due: evaluates, adds a row to the history and returns it. Otherwise None."""
         c, row = self.config, self.row
+        last = self.history[-1] if self.history else {"step": 0, "seconds": 0}
         evaluating = self.step % c.eval_every == 0 or self.step == c.steps
-        if row["step"] == self.step or not (evaluating or self.step % c.log_every == 0):
+        if last["step"] == self.step or not (evaluating or self.step % c.log_every == 0):
             return None
         if evaluating:
             x = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1)
             self.check_finite({"evaluation": x.sum()})
             row.update(eval_step=self.step, eval_return=x.mean(), eval_min=min(x), eval_max=max(x))
-        last = self.history[-1] if self.history else {"step": 0, "seconds": 0}
         seconds = max(row["seconds"] - last["seconds"], 1e-9)
         row["steps_per_second"] = (self.step - last["step"]) / seconds
         row.update(step=self.step, alpha=self.agent.alpha.item(),
@@ -447,11 +449,12 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """Saves if it is time, between episodes where possible. Otherwise writes the new row."""
+        """When due: saves, between episodes if possible. Otherwise writes the new row."""
         waited, every = self.step - self.saved_at, self.config.save_every
         longest = getattr(self.env.spec, "max_episode_steps", None) or every
+        due = every if self.between_episodes else every + longest
         try:
-            if waited >= every + (0 if self.between_episodes else longest):
+            if waited >= due:
                 self.save()
             elif row:
                 write_reports(self)
@@ -461,10 +464,12 @@ class Run:
     def save(self, folder=None):
         """Saves all that `load` needs; OSError if it fails, UsageError if `folder` exists."""
         path = Path(folder or self.folder).absolute()
-        if path != self.folder and path.exists():  # with only *.tmp, its first save was killed
+        if path != self.folder and path.exists():  # only *.tmp: a first save that was killed
             if {file.suffix for file in path.iterdir()} != {".tmp"}:
                 raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
-        self.folder, self.saved_at = path, self.step  # even if it fails: no retry at once
+        learned = itertools.chain(self.agent.actor.parameters(), self.agent.critic.parameters())
+        self.check_finite({"weights": sum(x.detach().sum() for x in learned)})
+        self.folder, self.saved_at = path, self.step  # even if it fails: no retry at every step
         path.mkdir(parents=True, exist_ok=True)
         generator = self.env.unwrapped.np_random.bit_generator  # its state may hold arrays
         state = {
@@ -479,17 +484,19 @@ class Run:
 
     @classmethod
     def load(cls, folder, env=None, **changes):
-        """The run saved in `folder`; `changes` to those settings that MAY_CHANGE. Or UsageError.
+        """Loads a saved run, with `changes` to settings that MAY_CHANGE. UsageError if it cannot.
 
-        It continues bit for bit as if it had never stopped, or a warning says why it will not:
-        the state inside an environment's episode is the one thing that no save captures.
+        On the same machine, it continues bit for bit as if it had never stopped. A warning says
+        why it may not: no save captures the state inside an environment's episode.
         """
         state = read_checkpoint(folder, env)
+        if isinstance(env, str):
+            changes["env"] = env
         saved, config = state["config"], replace(state["config"], **changes)
         differ = [f"{x} {getattr(saved, x)}" for x in changes
                   if x not in MAY_CHANGE and getattr(saved, x) != getattr(config, x)]
         if differ:
-            raise UsageError(f"{folder} has {', '.join(differ)}: for others, start a new run")
+            raise UsageError(f"{folder} has {', '.join(differ)}; for others, start a new run")
         if config.steps < state["step"]:
             raise UsageError(f"{folder} has done {state['step']} steps already: raise --steps")
         run = cls(config, env)
@@ -513,7 +520,7 @@ class Run:
         return run
 
 def evaluate(agent, env, episodes, seed):
-    """Undiscounted returns (episodes,) of the action tanh(mean). Draws none of training's noise."""
+    """Undiscounted returns (episodes,) of the action tanh(mean). Training's noise is untouched."""
     returns = np.zeros(episodes)
     for i in range(episodes):
         obs, _ = env.reset(seed=seed if i == 0 else None)
@@ -531,12 +538,12 @@ class SingleQ(SAC):
         return q[0]
 
 class MeanQ(SAC):
-    """The mean of both critics: less noise, but nothing counters overestimation."""
+    """The mean of both critics: less noise than one, more overestimation than the minimum."""
     def combine(self, q):
         return q.mean(0)
 
 class DoubleQ(MeanQ):
-    """Each critic learns from the other's target (van Hasselt 2010): less bias than mean-q."""
+    """Each critic learns from the other's target network (van Hasselt 2010)."""
     def next_value(self, next_obs):
         next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
         return self.target_critic(next_obs, next_action).flip(0) - self.alpha * log_prob  # (2,B)
@@ -544,7 +551,7 @@ class DoubleQ(MeanQ):
 class Reinforce(SAC):
     """Score-function gradient from K actions per state (Williams 1992), no baseline: noisy."""
     def actor_loss(self, obs):
-        """A surrogate with the expected gradient of J_pi (but not its value), and log_prob."""
+        """A loss with the expected gradient of J_pi (its value means nothing), and log_prob."""
         obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O)
         mean, log_std = self.actor(obs)
         u = (mean + log_std.exp() * self.actor.noise(mean.shape)).detach()  # (K B,A)
@@ -593,7 +600,7 @@ class DDPG(NoEntropy):
 class SmoothNoise(SAC):
     """Time-correlated exploration noise: it pushes in one direction for a while."""
     # Like DDPG's Ornstein-Uhlenbeck noise, or pink noise (Eberhard et al. 2023). Each eps is still
-    # N(0,1), so log_prob needs no change: eps_t = rho eps_(t-1) + sqrt(1 - rho^2) fresh noise
+    # N(0,1): eps_t = rho eps_(t-1) + sqrt(1 - rho^2) fresh noise. Learning samples as before
     rho = 0.95
 
     def __init__(self, obs_dim, action_dim, config):
@@ -628,13 +635,13 @@ def make_env(env, render_mode=None):
             env = gym.make(env, disable_env_checker=True, **mode) if isinstance(env, str) else env()
             if render_mode not in (None, *env.metadata.get("render_modes", ())):
                 raise ValueError(f"it has no render_mode {render_mode}")
-            box, images = env.action_space, env.observation_space.dtype == np.uint8
+            box, images = env.action_space, len(env.observation_space.shape or ()) > 2
             env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
     except Exception as error:  # third-party code can raise anything
         raise UsageError(f"cannot make {name}: {error!r}") from None
     floats = isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and box.low.size > 0
     if not floats or not box.is_bounded() or (box.low >= box.high).any():
-        raise UsageError(f"{name} has actions {box}; SAC needs continuous ones, finite low < high")
+        raise UsageError(f"{name} has actions {box}; SAC needs a continuous Box, finite low < high")
     if images:
         raise UsageError(f"{name} observes images; these networks take flat vectors")
 
@@ -679,8 +686,9 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    torch.set_float32_matmul_precision("medium")  # on some CPUs exact and much faster, on others
-    a = torch.linspace(-1, 1, 256 * 256).view(256, 256)  # rounded: then a @ 1 is no longer a
+    # On some CPUs "medium" is exact and much faster; on others it rounds, and then a @ I is not a
+    torch.set_float32_matmul_precision("medium")
+    a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)
     best = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", best))
@@ -692,7 +700,7 @@ def configure_torch(config):
             a @ a
         times[threads] = time.perf_counter() - start
     torch.set_num_threads(config.threads or (many if times[many] < 0.8 * times[1] else 1))
-    torch.empty(7_900_000)  # freeing a large block makes glibc reuse memory: updates 20% faster
+    torch.empty(7_900_000)  # once freed, glibc keeps blocks for reuse: updates 20% faster
     return replace(config, threads=torch.get_num_threads())
 
 # 9. Checkpoints
@@ -716,7 +724,7 @@ def write(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except Exception as error:  # torch's is a RuntimeError when a disk is full
+    except Exception as error:  # on a full disk, torch raises RuntimeError
         temporary.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error}") from None
 
@@ -727,14 +735,14 @@ def read_checkpoint(folder, env=None):
         if not path.is_file():
             raise ValueError("not a file")
         with zipfile.ZipFile(path) as archive:
-            # Compressed entries could fill the memory; with attributes set, torch skips the data
+            # Ours are neither compressed (a bomb could fill the memory) nor given attributes
             odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
             if odd or archive.testzip():
                 raise ValueError("damaged or tampered with")
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
-        if state["edition"] != 2 or state["step"] not in range(state["config"].steps + 1):
-            raise ValueError("steps")
+        if state["edition"] != 2 or not 0 <= state["step"] <= state["config"].steps:
+            raise ValueError("impossible step")
     except Exception as error:  # a damaged file can raise anything
         raise UsageError(f"{path} is missing, damaged or from the first edition of sac.py "
                          f"({error!r})") from None
@@ -759,7 +767,7 @@ def write_reports(run, picture=False):
         write(run.folder / "learning_curve.png", plot_runs([run]).savefig)
 
 def read_reports(run):
-    """The Config and the rows of a Run, or of a run's folder. UsageError if it is none."""
+    """The Config and the rows of a Run, or of a run's folder. UsageError if it is not one."""
     if isinstance(run, Run):
         return run.config, run.history
     try:
@@ -773,7 +781,7 @@ def read_reports(run):
 def plot_runs(runs):
     """A matplotlib Figure of the return, Q, entropy and alpha of Runs, or of their folders.
 
-    Runs that differ only in their seed share a line, their mean, in a band from lowest to highest.
+    Runs that differ only in their seed are drawn as their mean, in a band from lowest to highest.
     """
     from matplotlib.figure import Figure  # pyplot would take a second to import
     read, groups = [(run, *read_reports(run)) for run in runs], {}
@@ -782,7 +790,7 @@ def plot_runs(runs):
     for run, config, rows in read:
         label = ", ".join(f"{x} {getattr(config, x)}" for x in names or ("env", "variant"))
         label = label.replace("alpha None", "alpha learned")
-        if config.seed in groups.get(label, {}):  # the same run again, perhaps of edited code
+        if config.seed in groups.get(label, {}):  # the same settings and seed: keep them apart
             label = f"{label}, {run}"
         if len(rows):
             groups.setdefault(label, {})[config.seed] = rows
@@ -795,7 +803,7 @@ def plot_runs(runs):
         for label, seeds in groups.items():
             curves = [{x[at]: x[name] for x in rows if math.isfinite(x[name])}
                       for rows in seeds.values()]
-            steps = sorted(set.intersection(*map(set, curves)))
+            steps = sorted(set.intersection(*map(set, curves)))  # those that every seed has
             values = np.array([[curve[step] for step in steps] for curve in curves])
             panel.plot(steps, values.mean(0), marker=marker, label=f"{label} (seeds: {len(seeds)})")
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
@@ -810,17 +818,19 @@ def open_run(flags, out=None, resume=None):
     """The Run that the command line asks for, new or resumed."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
-    config, env = Config(**flags), flags.get("env")
+    env = flags.get("env")
+    if resume:
+        configure_torch(replace(read_checkpoint(resume, env)["config"], **flags))
+        return Run.load(resume, **flags)
+    config = Config(**flags)
     name = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
     may_change = {x: getattr(config, x) for x in MAY_CHANGE}
     for number in itertools.count(1):
-        folder = Path(resume or out or f"{name}-{number}".removesuffix("-1"))
-        saved = None
-        if resume or (resume == "" and (folder / "checkpoint.pt").exists()):
+        folder = Path(out or f"{name}-{number}".removesuffix("-1"))
+        if resume == "" and (folder / "checkpoint.pt").exists():
             saved = read_checkpoint(folder, env)["config"]
-        if resume or (saved and replace(saved, **may_change) == config):
-            configure_torch(replace(saved, **flags))
-            return Run.load(folder, **flags)
+            if replace(saved, **may_change) == config:
+                return open_run(flags, resume=folder)
         if out or not folder.exists():
             return Run(configure_torch(config), folder=folder)
 
@@ -833,20 +843,22 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     if tensorboard:
         from torch.utils.tensorboard import SummaryWriter
     run = open_run(flags, out, resume)
+    events = SummaryWriter(run.folder) if tensorboard else None
     c, place = run.config, shlex.quote(os.path.relpath(run.folder))
     again = f"{place} --env {c.env}" if ":" in c.env else place
     limit = run.env.spec.max_episode_steps or "an unknown number of"
-    print(f"{c.variant} on {c.env}, seed {c.seed}: {c.steps:,} steps, the first {c.warmup:,} at "
-          f"random (time left: shown after those)\nepisodes: at most {limit} steps; "
+    print(f"{c.variant} on {c.env}, seed {c.seed}: {c.steps:,} steps, the first {c.warmup:,} "
+          f"random (the time left appears after them)\nepisodes: at most {limit} steps; "
           f"threads: {c.threads}; replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; "
           f"results: {place}", flush=True)
 
     def stop(number, _):
-        if run.stopping and run.saved_at < run.step:  # the second one, and it is not saving yet
+        # The first signal stops at the end of the episode, a second one now: by KeyboardInterrupt
+        if run.stopping and not run.ending:
             raise KeyboardInterrupt(128 + run.stopping)
         run.stopping = run.stopping or number
         if number != signal.SIGINT:
-            signal.alarm(7)  # which calls this function again
+            signal.alarm(7)  # SIGALRM calls this again in 7 seconds: the second signal
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
             print("\nstopping at the end of the episode; again to stop now", flush=True)
 
@@ -855,7 +867,6 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     handlers = {x: signal.signal(x, stop) for x in caught}
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
-    events = SummaryWriter(run.folder) if tensorboard else None
     try:
         with contextlib.closing(iter(run)) as rows:  # whatever happens, it saves now, not later
             for row in rows:
@@ -863,7 +874,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
                 row = {**row, "minutes": (c.steps - run.step) / row["steps_per_second"] / 60}
                 if run.step <= c.warmup:
                     line += "  warm-up"
-                    row["minutes"] = math.nan  # a step without learning says nothing about the rest
+                    row["minutes"] = math.nan  # warm-up steps are too fast to estimate from
                 for name, form in SHOWN.items():
                     text = form.format(row[name])
                     if math.isfinite(row[name]) and len(line + text) <= width:
@@ -889,8 +900,8 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     print(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
     return 0
 
-def play(play, env=None, threads=0, episodes=10, render=False, video=None):
-    """Plays a saved policy without noise, prints the returns and can film the first episode."""
+def play(play, env=None, threads=0, episodes=10, render=None, video=None):
+    """Plays a saved policy without noise, prints the returns and can film the first 20 seconds."""
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "film.gif"), (".gif", ".webp")
     if episodes < 1 or (render and video):
@@ -902,8 +913,7 @@ def play(play, env=None, threads=0, episodes=10, render=False, video=None):
     state = read_checkpoint(play, env)
     config = replace(state["config"], device="cpu", threads=threads)
     configure_torch(config)
-    mode = "human" if render else "rgb_array" if video else None
-    stage = make_env(env or config.env, mode)
+    stage = make_env(env or config.env, "rgb_array" if video else render)
     dims = stage.observation_space.shape + stage.action_space.shape
     agent = VARIANTS[config.variant](*dims, config)
     try:
@@ -914,7 +924,7 @@ def play(play, env=None, threads=0, episodes=10, render=False, video=None):
     every = max(1, round(stage.metadata.get("render_fps", 30) / 10))  # ten frames a second
 
     def look(obs):
-        if not returns and next(steps) % every == 0:
+        if not returns and next(steps) % every == 0 and len(frames) < 200:
             frames.append(Image.fromarray(stage.render()).reduce(2))
         return obs
 
@@ -950,22 +960,23 @@ def parse(argv):
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 29, 100),
         epilog="variants:\n" + "\n".join(f"  {x:13}{VARIANTS[x].__doc__}" for x in VARIANTS))
     for name, default, text in re.findall(r"(\w+): .* = (.*)  # (.*)", inspect.getsource(Config)):
+        default = default.strip('"').replace("_", ",")
         text += "" if default == "None" else f" ({default})"
         parser.add_argument("--" + name.replace("_", "-"), metavar="X", help=text)
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="folder of the run (runs/ENV/VARIANT-seedN, then -2, -3)")
     add("--resume", metavar="DIR", nargs="?", const="",
-        help="resume that run; without DIR, resume the run with these flags or start it")
+        help="resume that run; without DIR, resume the run that has these flags, or start one")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files")
     add("--plot", metavar="DIR", nargs="+", help="plot runs in one figure (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
     add("--episodes", metavar="X", type=int, help="episodes to --play (10)")
-    add("--render", action="store_true", help="show --play in a window")
-    add("--video", metavar="FILE", help="film the first episode of --play, as .gif or .webp")
+    add("--render", action="store_const", const="human", help="show --play in a window")
+    add("--video", metavar="FILE", help="film the first 20 seconds of --play, as .gif or .webp")
     return vars(parser.parse_args(argv))
 
 def main(argv=None):
-    """The command line. Exit codes: 0; 1 NaN; 2 usage, files, memory; 3 others; 128 + signal."""
+    """The command line. Exit codes: 0 done, 1 NaN, 2 usage or file, 3 other error, 128 + signal."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda text, *_: print(f"sac.py: {text}", file=sys.stderr)
         try:

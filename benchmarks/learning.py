@@ -1,10 +1,13 @@
 """Curves and a table from run folders; and Q beside the return it predicts.
 
-    python benchmarks/learning.py table runs/HalfCheetah-v4/sac-seed*
+    python benchmarks/learning.py table runs/HalfCheetah-v4/sac-seed* [--at 100000]
     python benchmarks/learning.py keep halfcheetah runs/HalfCheetah-v4/sac-seed*
+    python benchmarks/learning.py figure halfcheetah benchmarks/results/halfcheetah-*.csv
     python benchmarks/learning.py bias --env Hopper-v4 --variant single-q --seed 1 --steps 150000
     python benchmarks/learning.py bias-figure hopper runs/bias/Hopper-v4-*.csv
 
+`table` and `figure` take run folders, or the .csv files that were kept; runs that differ in their
+seed alone are one line: a mean over seeds, with a sample standard deviation or a 95% interval.
 `keep NAME` copies what ran (config and rows) to results/NAME-*.json and .csv, and draws NAME.png
 (`--until STEP`: no later rows, to compare long runs with short ones).
 `bias` trains as `sac.py` does; at each evaluation it also plays episodes with the sampled actions
@@ -14,9 +17,9 @@ and compares the critics' Q(s,a) with the discounted return, entropy bonus inclu
 import argparse
 import csv
 import json
+import re
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,49 +30,119 @@ import sac
 
 RESULTS = Path(__file__).parent / "results"
 LAST = 3  # evaluations that a number in the table averages
+T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+# SAC's mean over ten seeds, from results/raw/sac_mujoco of SimbaV2's repository: its own baseline
+PUBLISHED = {
+    "HalfCheetah-v4": {
+        100_000: 6156,
+        200_000: 7680,
+        300_000: 8593,
+        500_000: 9839,
+        1_000_000: 11321,
+    },
+    "Hopper-v4": {100_000: 1104, 200_000: 2342, 500_000: 2887, 1_000_000: 2786},
+    "Walker2d-v4": {100_000: 690, 200_000: 1946, 500_000: 3603, 1_000_000: 4537},
+    "Ant-v4": {100_000: 747, 200_000: 2296, 500_000: 4971, 1_000_000: 5732},
+    "Humanoid-v4": {100_000: 632, 200_000: 994, 500_000: 3276, 1_000_000: 4824},
+}
 
 
-def last_evaluations(folder):
-    """Means of the last LAST evaluations of a run, oldest first."""
-    config = json.loads((Path(folder) / "config.json").read_text())["config"]
-    with open(Path(folder) / "progress.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    returns = [
-        float(r["eval_return"]) for r in rows if float(r["step"]) % config["eval_every"] == 0
-    ]
-    return config, float(rows[-1]["step"]), returns[-LAST:]
+def read(source):
+    """The config (a dict) and the evaluations {step: return} of a run's folder or a kept .csv."""
+    source = Path(source)
+    rows, about = source / "progress.csv", source / "config.json"
+    if source.suffix == ".csv":
+        rows, about = source, source.with_suffix(".json")
+    config = json.loads(about.read_text())["config"]
+    with open(rows, newline="") as file:
+        lines = [{name: float(x) for name, x in row.items()} for row in csv.DictReader(file)]
+    every = config["eval_every"]
+    return config, {r["step"]: r["eval_return"] for r in lines if r["step"] % every == 0}
 
 
-def table(folders):
-    """Prints a Markdown table: a line for each run, and one for all (give runs of one kind)."""
-    print(f"| run | steps | last {LAST} evaluations | mean |\n|---|---|---|---|")
-    means = []
-    for folder in folders:
-        config, steps, returns = last_evaluations(folder)
-        means.append(np.mean(returns))
-        name = f"{config['env']}, {config['variant']}, seed {config['seed']}"
-        shown = ", ".join(f"{value:.0f}" for value in returns)
-        print(f"| {name} | {steps:,.0f} | {shown} | {means[-1]:.0f} |")
-    print(f"| all {len(means)}: mean +- sd | | | {np.mean(means):.0f} +- {np.std(means):.0f} |")
+def setting(config):
+    """A run's settings in words: its environment, its variant, and what is not the default."""
+    usual = vars(sac.Config())
+    names = [x for x in usual if x not in ("env", "variant", "seed", "device", *sac.MAY_CHANGE)]
+    odd = [f"{x} {config[x]:g}" for x in names
+           if isinstance(config[x], (int, float)) and config[x] != usual[x]]  # fmt: skip
+    return ", ".join([config["env"], config["variant"], *odd])
+
+
+def by_setting(sources):
+    """{setting: {seed: evaluations}}. The same setting and seed again (of edited code) gets the
+    file's or folder's name."""
+    groups = {}
+    for source in sources:
+        config, evaluations = read(source)
+        name, seed = setting(config), config["seed"]
+        if seed in groups.get(name, {}):
+            name += ", " + re.sub(rf"-(seed)?{seed}$", "", Path(source).stem)
+        groups.setdefault(name, {})[seed] = evaluations
+    return groups
+
+
+def table(sources, at):
+    """Prints a Markdown table: a line for each setting, at step `at` (or each run's last)."""
+    print(f"| setting | steps | seeds | mean of the last {LAST} evaluations | mean ± sample sd | "
+          "published SAC |\n|---|---|---|---|---|---|")  # fmt: skip
+    for name, seeds in by_setting(sources).items():
+        steps = at or min(max(x) for x in seeds.values())
+        means = []
+        for evaluations in seeds.values():
+            last = sorted(step for step in evaluations if step <= steps)[-LAST:]
+            means.append(np.mean([evaluations[step] for step in last]))
+        spread = f" ± {np.std(means, ddof=1):,.0f}" if len(means) > 1 else ""
+        each = ", ".join(f"{x:,.0f}" for x in means)
+        published = PUBLISHED.get(name.split(",")[0], {}).get(steps)
+        shown = f"{published:,}" if published else ""
+        print(f"| {name} | {steps:,.0f} | {', '.join(map(str, seeds))} | {each} | "
+              f"**{np.mean(means):,.0f}**{spread} | {shown} |")  # fmt: skip
+
+
+def figure(name, sources):
+    """Draws results/NAME.png: each setting's mean and 95% interval, and published SAC."""
+    from matplotlib.figure import Figure
+
+    groups = by_setting(sources)
+    envs = list(dict.fromkeys(name.split(",")[0] for name in groups))
+    picture = Figure(figsize=(6 * len(envs), 4.5), layout="constrained")
+    for panel, env in zip(picture.subplots(1, len(envs), squeeze=False)[0], envs):
+        panel.set_prop_cycle(color=sac.COLOURS)
+        for label, seeds in groups.items():
+            if label.split(",")[0] != env:
+                continue
+            steps = sorted(set.intersection(*map(set, seeds.values())))
+            values = np.array([[x[step] for step in steps] for x in seeds.values()])
+            n = len(values)
+            (line,) = panel.plot(steps, values.mean(0), label=f"{label} ({n} seeds)")
+            if n > 1:
+                half = T95.get(n, 2.0) * values.std(0, ddof=1) / np.sqrt(n)
+                band = values.mean(0) - half, values.mean(0) + half
+                panel.fill_between(steps, *band, alpha=0.2, color=line.get_color())
+        limit = panel.get_xlim()[1]
+        known = {step: x for step, x in PUBLISHED.get(env, {}).items() if step <= limit}
+        if known:
+            panel.plot(known.keys(), known.values(), "kx--", label="published SAC (10 seeds)")
+        panel.set(title=env, xlabel="environment steps", ylabel="evaluation return")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    picture.savefig(RESULTS / f"{name}.png", dpi=100)
 
 
 def keep(name, folders, until):
     """Copies config.json and the rows of each run, up to step `until`, to results/; draws them."""
-    with tempfile.TemporaryDirectory() as place:
-        copies = [Path(place, str(i)) for i in range(len(folders))]
-        for folder, copy in zip(map(Path, folders), copies):
-            config, _, _ = last_evaluations(folder)
-            stem = f"{name}-{config['variant']}-seed{config['seed']}"
-            if config["variant"] == "reinforce":
-                stem = stem.replace("reinforce", f"reinforce{config['actor_samples']}")
-            head, *rows = (folder / "progress.csv").read_text().splitlines(keepends=True)
-            rows = [row for row in rows if float(row.split(",")[0]) <= until]
-            copy.mkdir()
-            (copy / "progress.csv").write_text(head + "".join(rows))
-            shutil.copy(folder / "config.json", copy)
-            shutil.copy(copy / "progress.csv", RESULTS / f"{stem}.csv")
-            shutil.copy(copy / "config.json", RESULTS / f"{stem}.json")
-        sac.plot_runs(copies).savefig(RESULTS / f"{name}.png")
+    copies = []
+    for folder in map(Path, folders):
+        config, _ = read(folder)
+        label = re.sub(rf"-(seed)?{config['seed']}$", "", folder.name)
+        stem = f"{name}-{label}-seed{config['seed']}"
+        head, *rows = (folder / "progress.csv").read_text().splitlines(keepends=True)
+        rows = [row for row in rows if float(row.split(",")[0]) <= until]
+        copies.append(RESULTS / f"{stem}.csv")
+        copies[-1].write_text(head + "".join(rows))
+        shutil.copy(folder / "config.json", RESULTS / f"{stem}.json")
+    figure(name, copies)
 
 
 @torch.no_grad()
@@ -123,12 +196,14 @@ def bias(config):
 def bias_figure(name, files):
     """Draws results/NAME-q.png, a line for each run, keeps the CSVs, and prints a table.
 
-    Top: what Q said and what came, one panel a variant; bottom: the evaluations of the same runs.
+    Top: predicted Q and observed soft return, one panel a variant; bottom: their evaluations.
     """
     from matplotlib.figure import Figure
 
     groups = {}
-    print("| means of the last 5 evaluations | steps | Q said | came | evaluation |")
+    print(
+        "| means of the last 5 evaluations | steps | predicted Q | observed soft return | return |"
+    )
     print("|---|---|---|---|---|")
     for file in map(Path, files):
         shutil.copy(file, RESULTS / f"{name}-q-{file.name}")
@@ -149,7 +224,7 @@ def bias_figure(name, files):
         for panel in (top, bottom):
             panel.grid(alpha=0.3)
     orange, blue = panels[0, 0].lines[:2]
-    panels[0, 0].legend((orange, blue), ("what Q(s,a) said", "soft return that came"))
+    panels[0, 0].legend((orange, blue), ("predicted Q", "observed soft return"))
     panels[0, 0].set_ylabel("discounted")
     panels[0, 1].set_ylabel("evaluation return")
     figure.savefig(RESULTS / f"{name}-q.png")
@@ -158,8 +233,10 @@ def bias_figure(name, files):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("table").add_argument("folders", nargs="+")
-    for command, many in (("keep", "folders"), ("bias-figure", "files")):
+    sub = commands.add_parser("table")
+    sub.add_argument("sources", nargs="+")
+    sub.add_argument("--at", type=int, help="the step; default: the last that all seeds reached")
+    for command, many in (("figure", "sources"), ("keep", "folders"), ("bias-figure", "files")):
         sub = commands.add_parser(command)
         sub.add_argument("name")
         sub.add_argument(many, nargs="+")
@@ -170,7 +247,9 @@ def main():
         sub.add_argument("--" + field.replace("_", "-"), default=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.command == "table":
-        table(args.folders)
+        table(args.sources, args.at)
+    elif args.command == "figure":
+        figure(args.name, args.sources)
     elif args.command == "keep":
         keep(args.name, args.folders, args.until)
     elif args.command == "bias-figure":

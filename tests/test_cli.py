@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -49,8 +51,8 @@ class Toy(gym.Env):
             reward = 1e30
         if self.total == 95 and self.wrong == "error":
             raise KeyError("a bug of its own")
-        if self.total == 95 and self.wrong == "exit":
-            raise SystemExit("a bug of its own")
+        if self.total == 95 and self.wrong in ("exit", "end"):
+            raise {"exit": SystemExit, "end": GeneratorExit}[self.wrong]("a bug of its own")
         return obs, reward, False, self.time == self.length, {}
     def render(self):
         return np.full((64, 64, 3), 20 * self.time, np.uint8)
@@ -64,7 +66,7 @@ class Blind(Toy):
 
 toy("Toy-v0")
 gym.register("Blind-v0", entry_point=Blind)
-for wrong in ("observation", "reward", "loss", "error", "exit"):
+for wrong in ("observation", "reward", "loss", "error", "exit", "end"):
     toy(f"Nan-{wrong}-v0", wrong=wrong)
 toy("Endless-v0", length=None)
 toy("Unbounded-v0", action_space=box(-1, np.inf, (1,), np.float32))
@@ -257,7 +259,7 @@ def test_nan_stops_the_run_and_keeps_the_last_save(call, what):
     assert sac.Run.load("run", env=env).step == 80  # not 100: by then the loss was infinite
 
 
-@pytest.mark.parametrize("wrong", ["error", "exit"])
+@pytest.mark.parametrize("wrong", ["error", "exit", "end"])
 def test_an_environment_that_fails_costs_nothing(call, wrong):
     """Catches a traceback, steps that are lost, an exit code that says it diverged, and
     sys.exit() in an environment taken for the end of the run."""
@@ -304,6 +306,49 @@ def test_a_signal_saves_and_tells_how_to_continue(place, env, evaluations, signa
     state = sac.read_checkpoint("run", f"toys:{env}-v0")
     assert state["step"] >= 200 and state["between_episodes"] != inside
     assert state["history"][-1]["step"] <= state["step"]
+
+
+def test_a_run_under_nohup_outlives_its_terminal(place):
+    """Catches a handler that takes back what nohup has set: SIGHUP is ignored."""
+    if not hasattr(signal, "SIGHUP"):
+        pytest.skip("no such signal on this system")
+    flags = [*SHORT, *TOY, "--steps", "1000", "--log-every", "100", "--out", "run"]
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *flags],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    while "100/" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "1,000/1,000" in out and "stopping" not in out
+
+
+def test_a_folder_with_spaces_is_quoted_where_a_command_is_told(call):
+    """Catches a command that a shell takes apart, and that then resumes nothing."""
+    out = call(*SHORT, *TOY, "--out", "my run")[1]
+    told = re.search("to watch it:  python sac.py (.*) --render", out)[1]
+    assert shlex.split(told) == ["--play", "my run", "--env", "toys:Toy-v0"]
+
+
+def test_a_folder_that_is_lost_is_told_at_each_save_alone(call, monkeypatch):
+    """Catches training that ends with its folder, and one warning a step."""
+    advance = sac.Run.advance
+
+    def lose(run):
+        if run.step == 70:
+            shutil.rmtree("run")
+            Path("run").write_text("a file")
+        advance(run)
+
+    monkeypatch.setattr(sac.Run, "advance", lose)
+    flags = [*SHORT, *TOY, "--out", "run", "--save-every", 20, "--log-every", 60]
+    code, out, errors = call(*flags)
+    assert code == 2 and "120/120" in out and "watch" not in out
+    assert 2 <= errors.count("\n") <= 6 and "Traceback" not in errors, errors
+    assert Path("run").read_text() == "a file"
 
 
 def test_output_that_nobody_reads_costs_no_step(place):
@@ -683,6 +728,36 @@ def test_plots_join_seeds_and_name_what_differs(call):
     assert_refused(call("--plot", *folders, "--out", "other.png"), folders[0], "not the folder")
 
 
+def test_a_picture_is_not_written_through_a_link(call):
+    """Catches a file elsewhere that a dangling link makes appear."""
+    assert call(*SHORT, *TOY, "--out", "run")[0] == 0
+    Path("plot.png").symlink_to("../elsewhere.png")
+    call("--plot", "run", "--out", "plot.png")
+    assert not Path("../elsewhere.png").exists()
+
+
+def test_the_camera_of_a_film_follows_the_runner(call):
+    """Catches a film whose runner soon leaves the picture, and smooth edges that take minutes."""
+    Path("../modules/filmed.py").write_text(
+        "import types, gymnasium as gym, toys\n"
+        "class Filmed(toys.Toy):\n"
+        "    def __init__(self, **named):\n"
+        "        super().__init__(**named)\n"
+        "        quality = types.SimpleNamespace(offsamples=4)\n"
+        "        self.model = types.SimpleNamespace(vis=types.SimpleNamespace(quality=quality))\n"
+        "        self.mujoco_renderer = types.SimpleNamespace(camera_id=-1)\n"
+        "    def render(self):\n"
+        "        assert self.mujoco_renderer.camera_id == 0\n"
+        "        assert self.model.vis.quality.offsamples == 0\n"
+        "        return super().render()\n"
+        "gym.register('Filmed-v0', entry_point=Filmed)\n"
+    )
+    filmed = ["--env", "filmed:Filmed-v0"]
+    assert call(*SHORT, *filmed, "--out", "run")[0] == 0
+    assert call("--play", "run", *filmed, "--video", "film.gif")[0] == 0
+    assert len(frames("film.gif")) == 4
+
+
 def test_tensorboard_writes_events_or_names_its_package(call):
     """Catches a traceback where tensorboard is not installed."""
     result = call(*SHORT, "--env", "toys:Toy-v0", "--tensorboard", "--out", "run")
@@ -698,8 +773,8 @@ def test_tensorboard_writes_events_or_names_its_package(call):
 # What stands beside the script
 
 
-def test_readme_and_help_name_the_same_flags(place, capsys):
-    """Catches a flag that was added, renamed or dropped in one of the two only."""
+def test_readme_names_flags_that_exist(place, capsys):
+    """Catches a flag that README names and that does not exist, and a field without a flag."""
     assert sac.main(["--help"]) == 0
     page = capsys.readouterr().out
     readme = SCRIPT.with_name("README.md").read_text(encoding="utf-8").splitlines()
@@ -708,9 +783,30 @@ def test_readme_and_help_name_the_same_flags(place, capsys):
     readme = "\n".join(line for line in readme if not others.search(line))
     named = [set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) for text in (readme, page)]
     fields = {"--" + name.replace("_", "-") for name in sac.Config.__dataclass_fields__}
-    assert named[0] == named[1] and fields < named[1]
+    assert named[0] <= named[1] and fields < named[1] and len(named[0]) > 10
     assert all(name in page for name in sac.VARIANTS) and "(0.005)" in page and "(3e-4)" in page
     assert page.count("\n") <= 80 and max(map(len, page.splitlines())) <= 100  # two screens
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+def test_links_and_pictures_of_a_page_exist(page):
+    """Catches a picture that was renamed, a section that is linked and gone, a front page that
+    has grown, and a placeholder."""
+    page = SCRIPT.parent / page
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text)
+    links = [one or other for one, other in links]
+    assert len(links) > 5 and not re.search("^[A-Z-]{6,}$", text, re.MULTILINE)
+    for link in links:
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall("^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", x.lower()).replace(" ", "-") for x in headings]
+    assert page.parent != SCRIPT.parent or text.count("\n") <= 150
 
 
 def test_importing_has_no_side_effects(place):

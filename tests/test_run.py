@@ -462,6 +462,17 @@ def test_nothing_is_saved_after_nan(tmp_path):
         assert sac.Run.load(tmp_path / "run", env=Clock).step == 60
 
 
+def test_a_last_step_that_spoils_the_weights_is_not_saved(tmp_path):
+    """Catches a save right after the step that diverged: its losses were those before the step."""
+    run = sac.Run(sac.Config(**PENDULUM), env=Clock, folder=tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    with torch.no_grad():
+        next(run.agent.critic.parameters()).fill_(np.nan)
+    with pytest.raises(FloatingPointError, match="weights"):
+        run.save()
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
 # At the edges
 
 
