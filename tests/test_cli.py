@@ -293,7 +293,10 @@ def test_a_signal_saves_and_tells_how_to_continue(place, env, evaluations, signa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+        preexec_fn=lambda: [
+            signal.signal(x, signal.SIG_DFL) for x in (signal.SIGHUP, signal.SIGINT)
+        ],
+    )  # also where these tests run under nohup or in the background
     while "200/" not in process.stdout.readline():
         assert process.poll() is None
     for name in signals:
