@@ -3,6 +3,7 @@
     python benchmarks/learning.py table runs/HalfCheetah-v4/sac-seed* [--at 100000]
     python benchmarks/learning.py keep halfcheetah runs/HalfCheetah-v4/sac-seed*
     python benchmarks/learning.py figure halfcheetah benchmarks/results/halfcheetah-*.csv
+    python benchmarks/learning.py trials --seeds 11 12 13
     python benchmarks/learning.py bias --env Hopper-v4 --variant single-q --seed 1 --steps 150000
     python benchmarks/learning.py bias-figure hopper runs/bias/Hopper-v4-*.csv
 
@@ -10,6 +11,8 @@
 seed alone are one line: a mean over seeds, with a sample standard deviation or a 95% interval.
 `keep NAME` copies what ran (config and rows) to results/NAME-*.json and .csv, and draws NAME.png
 (`--until STEP`: no later rows, to compare long runs with short ones).
+`trials` runs what the defaults are chosen from, two runs at a time, into runs/trials/; stop it and
+start it as you like, it continues each run. (HalfCheetah's defaults are results/deviations-base-*.)
 `bias` trains as `sac.py` does; at each evaluation it also plays episodes with the sampled actions
 and compares the critics' Q(s,a) with the discounted return, entropy bonus included, that followed.
 """
@@ -19,7 +22,9 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +150,42 @@ def keep(name, folders, until):
     figure(name, copies)
 
 
+TRIALS = {
+    "base": "",
+    "rates": "--actor-lr 1e-3 --alpha-lr 1e-3",
+    "alpha0.2": "--alpha 0.2",
+    "start0.2": "",  # alpha is learned, from 0.2
+    "tau0.01": "--tau 0.01",
+    "half": "--target-entropy {half}",  # -A/2
+}
+HALF = {"Hopper-v4": -1.5, "Walker2d-v4": -3, "HalfCheetah-v4": -3}
+
+
+def trial(env, name, seed):
+    """One run of `trials`: begun, or continued where it was saved."""
+
+    class Start(sac.SAC):
+        def __init__(self, *dims_and_config):
+            super().__init__(*dims_and_config)
+            self.log_alpha.data.fill_(np.log(0.2))
+
+    if name == "start0.2":
+        sac.VARIANTS["sac"] = Start
+    flags = TRIALS[name].format(half=HALF[env]).split()
+    flags += f"--env {env} --seed {seed} --threads 1 --save-every 10000 --resume".split()
+    return sac.main([*flags, "--out", f"runs/trials/{env}-{name}-{seed}"])
+
+
+def trials(seeds):
+    """All of TRIALS, two runs at a time, each in a process of its own."""
+    jobs = [(env, name, str(seed)) for seed in seeds for name in TRIALS for env in HALF
+            if (env, name) != ("HalfCheetah-v4", "base")]  # fmt: skip
+    with ThreadPoolExecutor(2) as pool:
+        commands = ([sys.executable, __file__, "trial", *job] for job in jobs)
+        for job, done in zip(jobs, pool.map(subprocess.run, commands)):
+            print(*job, "exit code", done.returncode, flush=True)
+
+
 @torch.no_grad()
 def q_and_return(agent, env, episodes, seed, horizon=1000):
     """Mean Q(s,a) that `combine` sees, and mean discounted soft return from the same (s,a).
@@ -242,6 +283,11 @@ def main():
         sub.add_argument(many, nargs="+")
         if command == "keep":
             sub.add_argument("--until", type=float, default=float("inf"), help="no later step")
+    sub = commands.add_parser("trials")
+    sub.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
+    sub = commands.add_parser("trial", help="one of them")
+    for name in ("env", "name", "seed"):
+        sub.add_argument(name)
     sub = commands.add_parser("bias", help="takes the flags of sac.py's Config")
     for field in sac.Config.__annotations__:
         sub.add_argument("--" + field.replace("_", "-"), default=argparse.SUPPRESS)
@@ -250,6 +296,10 @@ def main():
         table(args.sources, args.at)
     elif args.command == "figure":
         figure(args.name, args.sources)
+    elif args.command == "trials":
+        trials(args.seeds)
+    elif args.command == "trial":
+        sys.exit(trial(args.env, args.name, args.seed))
     elif args.command == "keep":
         keep(args.name, args.folders, args.until)
     elif args.command == "bias-figure":
