@@ -464,8 +464,8 @@ class Run:
     def save(self, folder=None):
         """Saves all that `load` needs; OSError if it fails, UsageError if `folder` exists."""
         path = Path(folder or self.folder).absolute()
-        if path != self.folder and path.exists():  # only *.tmp: a first save that was killed
-            if {file.suffix for file in path.iterdir()} != {".tmp"}:
+        if path != self.folder and path.exists():  # *.tmp: of a first save that was killed
+            if {file.suffix for file in path.iterdir()} - {".tmp"}:
                 raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
         learned = itertools.chain(self.agent.actor.parameters(), self.agent.critic.parameters())
         self.check_finite({"weights": sum(x.detach().sum() for x in learned)})
@@ -692,16 +692,19 @@ def configure_torch(config):
     exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)
     best = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", best))
-    many, times = min(torch.get_num_threads(), 4), {}
-    for threads in (many, 1):  # when other programs keep the cores busy, one thread is faster
-        torch.set_num_threads(threads)
-        start = time.perf_counter()
-        for _ in range(300):
-            a @ a
-        times[threads] = time.perf_counter() - start
-    torch.set_num_threads(config.threads or (many if times[many] < 0.8 * times[1] else 1))
+    threads = config.threads
+    if threads == 0:  # when other programs keep the cores busy, one thread is faster
+        many, seconds = min(torch.get_num_threads(), 4), {}
+        for count in (many, 1):
+            torch.set_num_threads(count)
+            start = time.perf_counter()
+            for _ in range(300):
+                a @ a
+            seconds[count] = time.perf_counter() - start
+        threads = many if seconds[many] < 0.8 * seconds[1] else 1
+    torch.set_num_threads(threads)
     torch.empty(7_900_000)  # once freed, glibc keeps blocks for reuse: updates 20% faster
-    return replace(config, threads=torch.get_num_threads())
+    return replace(config, threads=threads)
 
 # 9. Checkpoints
 SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # checksum of the running code
@@ -796,7 +799,7 @@ def plot_runs(runs):
             groups.setdefault(label, {})[config.seed] = rows
         else:
             warnings.warn(f"{run} has no rows yet: skipped")
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    figure = Figure(figsize=(8.5, 5), dpi=160, layout="constrained")  # for a slide
     for panel, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items()):
         panel.set_prop_cycle(color=COLOURS, linestyle=("-", "--", "-.", ":", "-", "--"))
         at, marker = ("eval_step", ".") if name == "eval_return" else ("step", "")
@@ -810,7 +813,7 @@ def plot_runs(runs):
         panel.set_title(title)
         panel.grid(alpha=0.3)
     figure.axes[3].set_yscale("symlog", linthresh=1e-3)  # a log scale that can show 0
-    figure.axes[0].legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center")
     figure.supxlabel("environment steps")
     return figure
 
@@ -900,8 +903,8 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     print(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
     return 0
 
-def play(play, env=None, threads=0, episodes=10, render=None, video=None):
-    """Plays a saved policy without noise, prints the returns and can film the first 20 seconds."""
+def play(play, env=None, threads=1, episodes=10, render=None, video=None):
+    """Plays a saved policy without noise, prints the returns and can film the first 10 seconds."""
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "film.gif"), (".gif", ".webp")
     if episodes < 1 or (render and video):
@@ -924,15 +927,17 @@ def play(play, env=None, threads=0, episodes=10, render=None, video=None):
     every = max(1, round(stage.metadata.get("render_fps", 30) / 10))  # ten frames a second
 
     def look(obs):
-        if not returns and next(steps) % every == 0 and len(frames) < 200:
+        if not returns and next(steps) % every == 0 and len(frames) < 100:
             frames.append(Image.fromarray(stage.render()).reduce(2))
         return obs
 
     if video:
         stage = gym.wrappers.TransformObservation(stage, look, stage.observation_space)
-        with contextlib.suppress(AttributeError):  # MuJoCo only
+        with contextlib.suppress(AttributeError, KeyError):  # MuJoCo only
             stage.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
             stage.unwrapped.mujoco_renderer.camera_id = 0  # the camera that follows the runner
+            stage.unwrapped.model.geom("floor").size *= 9  # so that nobody runs off its edge
+            stage.unwrapped.model.mat_texrepeat *= 9
     while len(returns) < episodes:
         returns += list(evaluate(agent, stage, 1, config.seed + 1 + len(returns)))
         print(f"episode {len(returns)}: return {returns[-1]:.1f}", flush=True)
@@ -972,7 +977,7 @@ def parse(argv):
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
     add("--episodes", metavar="X", type=int, help="episodes to --play (10)")
     add("--render", action="store_const", const="human", help="show --play in a window")
-    add("--video", metavar="FILE", help="film the first 20 seconds of --play, as .gif or .webp")
+    add("--video", metavar="FILE", help="film the first 10 seconds of --play, as .gif or .webp")
     return vars(parser.parse_args(argv))
 
 def main(argv=None):

@@ -3,6 +3,7 @@
     python benchmarks/learning.py table runs/HalfCheetah-v4/sac-seed* [--at 100000]
     python benchmarks/learning.py keep halfcheetah runs/HalfCheetah-v4/sac-seed*
     python benchmarks/learning.py figure halfcheetah benchmarks/results/halfcheetah-*.csv
+    python benchmarks/learning.py enter "critics at 3e-4" runs/critic3e-4-*
     python benchmarks/learning.py trials --seeds 11 12 13
     python benchmarks/learning.py bias --env Hopper-v4 --variant single-q --seed 1 --steps 150000
     python benchmarks/learning.py bias-figure hopper runs/bias/Hopper-v4-*.csv
@@ -11,6 +12,7 @@
 seed alone are one line: a mean over seeds, with a sample standard deviation or a 95% interval.
 `keep NAME` copies what ran (config and rows) to results/NAME-*.json and .csv, and draws NAME.png
 (`--until STEP`: no later rows, to compare long runs with short ones).
+`enter CHANGE` adds a line to the leaderboard of README.md beside this file, and keeps the rows.
 `trials` runs what the defaults are chosen from, two runs at a time, into runs/trials/; stop it and
 start it as you like, it continues each run. (HalfCheetah's defaults are results/deviations-base-*.)
 `bias` trains as `sac.py` does; at each evaluation it also plays episodes with the sampled actions
@@ -87,16 +89,19 @@ def by_setting(sources):
     return groups
 
 
+def last_mean(evaluations, steps):
+    """The mean of the last three evaluations up to a step."""
+    last = sorted(step for step in evaluations if step <= steps)[-LAST:]
+    return np.mean([evaluations[step] for step in last])
+
+
 def table(sources, at):
     """Prints a Markdown table: a line for each setting, at step `at` (or each run's last)."""
     print(f"| setting | steps | seeds | mean of the last {LAST} evaluations | mean ± sample sd | "
           "published SAC |\n|---|---|---|---|---|---|")  # fmt: skip
     for name, seeds in by_setting(sources).items():
         steps = at or min(max(x) for x in seeds.values())
-        means = []
-        for evaluations in seeds.values():
-            last = sorted(step for step in evaluations if step <= steps)[-LAST:]
-            means.append(np.mean([evaluations[step] for step in last]))
+        means = [last_mean(evaluations, steps) for evaluations in seeds.values()]
         spread = f" ± {np.std(means, ddof=1):,.0f}" if len(means) > 1 else ""
         each = ", ".join(f"{x:,.0f}" for x in means)
         published = PUBLISHED.get(name.split(",")[0], {}).get(steps)
@@ -148,6 +153,28 @@ def keep(name, folders, until):
         copies[-1].write_text(head + "".join(rows))
         shutil.copy(folder / "config.json", RESULTS / f"{stem}.json")
     figure(name, copies)
+
+
+def enter(change, sources, lines, commit):
+    """Adds a line to the leaderboard: HalfCheetah-v4 at 100,000 steps, best mean first."""
+    runs = [read(source) for source in sources]
+    if any(c["env"] != "HalfCheetah-v4" or max(x) < 100_000 for c, x in runs):
+        sys.exit("the leaderboard takes runs of HalfCheetah-v4 with 100,000 steps")
+    if any(Path(source).is_dir() for source in sources):
+        keep("leaderboard-" + re.sub(r"\W+", "-", change), sources, 100_000)
+    means = [last_mean(x, 100_000) for _, x in runs]
+    spread = f" ± {np.std(means, ddof=1):,.0f}" if len(means) > 1 else ""
+    seeds = ", ".join(str(config["seed"]) for config, _ in runs)
+    row = f"| {change} | {lines} | {seeds} | {np.mean(means):,.0f}{spread} | {commit} |"
+    page = RESULTS.parent / "README.md"
+    head, board, rest = re.split(
+        r"(?<=<!-- leaderboard -->\n)|\n(?=<!-- end -->)", page.read_text()
+    )
+    title, rule, *rows = board.split("\n")
+    rows.append(row)
+    rows.sort(key=lambda x: -float(x.split("|")[4].split("±")[0].replace(",", "")))
+    page.write_text(head + "\n".join([title, rule, *rows]) + "\n" + rest)
+    print(row)
 
 
 TRIALS = {
@@ -283,6 +310,11 @@ def main():
         sub.add_argument(many, nargs="+")
         if command == "keep":
             sub.add_argument("--until", type=float, default=float("inf"), help="no later step")
+    sub = commands.add_parser("enter")
+    sub.add_argument("change", help="what was changed, in a few words")
+    sub.add_argument("sources", nargs="+")
+    sub.add_argument("--lines", type=int, default=0, help="of sac.py that changed (0: flags only)")
+    sub.add_argument("--commit", required=True, help="what the change applies to")
     sub = commands.add_parser("trials")
     sub.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     sub = commands.add_parser("trial", help="one of them")
@@ -296,6 +328,8 @@ def main():
         table(args.sources, args.at)
     elif args.command == "figure":
         figure(args.name, args.sources)
+    elif args.command == "enter":
+        enter(args.change, args.sources, args.lines, args.commit)
     elif args.command == "trials":
         trials(args.seeds)
     elif args.command == "trial":

@@ -529,7 +529,7 @@ def test_a_run_without_rows_is_named_and_skipped(call):
     with pytest.warns(UserWarning, match="empty.*no rows"):
         figure = sac.plot_runs(["run", "empty"])
     assert list(figure.axes[0].lines[0].get_xdata()) == [40, 80, 120]
-    assert "seeds: 1" in figure.axes[0].get_legend().get_texts()[0].get_text()
+    assert "seeds: 1" in figure.legends[0].get_texts()[0].get_text()
 
 
 # What a command leaves
@@ -712,8 +712,9 @@ def test_plots_join_seeds_and_name_what_differs(call):
         folders.append(f"run{i}")
         flags = [*SHORT, "--env", "toys:Toy-v0", "--eval-every", 40, "--log-every", 20, *extra]
         assert call(*flags, "--out", folders[-1])[0] == 0
-    panel = sac.plot_runs(folders).axes[0]
-    labels = [text.get_text() for text in panel.get_legend().get_texts()]
+    figure = sac.plot_runs(folders)
+    panel = figure.axes[0]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(labels) == 2 and "0.99" in labels[0] and "0.5" in labels[1]
     assert list(panel.lines[0].get_xdata()) == [40, 80, 120]
     tables = [np.genfromtxt(f"{x}/progress.csv", delimiter=",", names=True) for x in folders]

@@ -361,9 +361,12 @@ def test_saving_overwrites_nothing_and_keeps_one_save(tmp_path):
     with pytest.raises(sac.UsageError, match="exists"):
         sac.Run(run.config, folder=tmp_path / "run")
     (tmp_path / "other").mkdir()
+    run.save(tmp_path / "other")  # an empty folder, as a full disk leaves it, is as good as none
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(sac.UsageError, match="exists"):
-        run.save(tmp_path / "other")
-    assert list((tmp_path / "other").iterdir()) == []
+        run.save(tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     run = train(env=Clock, steps=100, folder=tmp_path / "clock", save_every=30)
     names = {path.name for path in (tmp_path / "clock").iterdir()}
     kept = "config.json progress.csv checkpoint.pt learning_curve.png"
