@@ -3,7 +3,7 @@
     python benchmarks/learning.py table runs/HalfCheetah-v4/sac-seed* [--at 100000]
     python benchmarks/learning.py keep halfcheetah runs/HalfCheetah-v4/sac-seed*
     python benchmarks/learning.py figure halfcheetah benchmarks/results/halfcheetah-*.csv
-    python benchmarks/learning.py enter "critics at 3e-4" runs/critic3e-4-*
+    python benchmarks/learning.py enter "critics at 3e-4" --commit 364d293 runs/critic3e-4-*
     python benchmarks/learning.py trials --seeds 11 12 13
     python benchmarks/learning.py bias --env Hopper-v4 --variant single-q --seed 1 --steps 150000
     python benchmarks/learning.py bias-figure hopper runs/bias/Hopper-v4-*.csv
