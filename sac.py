@@ -168,13 +168,11 @@ class SAC:
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
         self.device = torch.device(config.device)
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)  # for all noise
+        self.generator = torch.Generator(self.device).manual_seed(config.seed + 1000)  # all noise
         with torch.random.fork_rng(devices=[]):  # initial weights; global state stays as it was
             torch.manual_seed(config.seed)
             self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(self.device)
             self.critic = self.make_critic().to(self.device)
-            if config.device == "cpu":
-                self.generator.set_state(torch.get_rng_state())  # where the weights stopped
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
         learned = config.alpha is None
@@ -344,8 +342,9 @@ class Run:
         dims = self.env.observation_space.shape + self.env.action_space.shape  # O, A
         self.agent = VARIANTS[config.variant](*dims, config)
         capacity = min(config.buffer_size, config.steps)
-        self.buffer = ReplayBuffer(*dims, capacity, config.seed, self.agent.device)
-        self.rng = np.random.default_rng(config.seed)  # for warm-up actions
+        # The environment has the seed itself. Equal seeds would give equal random numbers
+        self.buffer = ReplayBuffer(*dims, capacity, config.seed + 2000, self.agent.device)
+        self.rng = np.random.default_rng(config.seed + 3000)  # for warm-up actions
         self.step = 0
         self.obs = None  # None: the next step starts an episode
         self.between_episodes = True  # only then is a save complete

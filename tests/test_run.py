@@ -177,6 +177,38 @@ def test_only_a_true_end_cuts_the_future(ends, value):
 # The same run again
 
 
+def test_no_two_generators_of_a_run_share_their_random_numbers():
+    """Catches one seed for all: the warm-up's actions were the environment's own random numbers,
+    shifted, and the replay drew what the weights had been drawn from."""
+
+    class Noisy(Bounds):
+        drawn, given = [], []
+
+        def __init__(self):
+            super().__init__(np.full(2, -1.0), np.full(2, 1.0))
+
+        def step(self, action):
+            self.drawn.append(self.np_random.uniform(-1, 1, 2))
+            self.given.append(action)
+            return np.zeros(2), 0.0, False, len(self.drawn) % 200 == 0, {}
+
+    run = sac.Run(sac.Config(steps=200, warmup=200, eval_every=200, eval_episodes=1, seed=5), Noisy)
+    for _ in range(200):
+        run.advance()
+    drawn, given = (np.concatenate(x).round(5) for x in (Noisy.drawn, Noisy.given))
+    assert not set(drawn) & set(given)
+
+    def words(state):  # the first words that a generator of torch makes
+        generator = torch.Generator()
+        generator.set_state(state)
+        return torch.randint(2**31, (2000,), generator=generator)
+
+    fresh = sac.SAC(3, 1, run.config).generator.get_state(), run.buffer.generator.get_state()
+    weights = torch.Generator().manual_seed(run.config.seed).get_state()
+    streams = [set(words(state).tolist()) for state in (*fresh, weights)]
+    assert all(len(a & b) < 3 for a, b in zip(streams, streams[1:] + streams[:1]))
+
+
 def test_same_seed_same_run_other_seed_other_run(reference):
     """Catches unseeded warm-up actions, environments, weights or noise."""
     run = train()
