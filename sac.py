@@ -48,7 +48,7 @@ from torch import nn
 # 1. Config: everything that defines a run
 @dataclass(frozen=True)
 class Config:
-    """Every field is also a flag; its comment is the help text. Bad values raise UsageError."""
+    """Every field is also a flag; the comment is its help text. Bad values raise UsageError."""
     env: str = "HalfCheetah-v4"  # gymnasium id with continuous actions, or module:Name-v0
     variant: str = "sac"  # which variant of SAC to train: see below
     seed: int = 1  # seeds the weights, noise, replay, warm-up and environment
@@ -75,11 +75,11 @@ class Config:
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
     save_every: int = 50_000  # steps between saves
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0: one per core, up to 4, or just 1 if that is faster
+    threads: int = 0  # CPU threads; 0: one per core, up to 4, if a short test gains by it, else 1
     matmul_precision: str = "auto"  # highest, high, medium; auto: the fastest that is exact here
 
     def __post_init__(self):
-        for name, kind in Config.__annotations__.items():  # makes text and numpy plain
+        for name, kind in Config.__annotations__.items():  # converts text and numpy values
             object.__setattr__(self, name, check(name, kind, getattr(self, name)))
         if self.actor_samples > 1 and self.variant != "reinforce":
             raise UsageError("--actor-samples only applies to --variant reinforce")
@@ -96,8 +96,8 @@ def squash(u, mean, log_std):
     """u (...,A) ~ N(mean, exp(log_std)^2) -> action tanh(u) (...,A) and its log-density (...).
 
     Change of variables: log pi(a) = log N(u) - log |da/du|, summed over A (Appendix C), where
-    da/du = 1 - tanh(u)^2. In float32, this rounds to 0 once |u| exceeds about 9. So we use the
-    equivalent 4 e^-2u / (1 + e^-2u)^2: its logarithm and gradient are accurate for every u.
+    da/du = 1 - tanh(u)^2. In float32, this slope rounds to 0 once |u| exceeds about 9. So we use
+    the equivalent 4 e^-2u / (1 + e^-2u)^2: its logarithm and gradient are accurate for every u.
     """
     log_normal = -0.5 * ((u - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # (...,A)
@@ -184,7 +184,7 @@ class SAC:
         adam = torch.optim.Adam
         self.critic_optimizer = adam(self.critic.parameters(), config.critic_lr, fused=True)
         self.actor_optimizer = adam(self.actor.parameters(), config.actor_lr, fused=True)
-        alpha_lr = config.alpha_lr if learned else 0.0  # a rate of 0 keeps it fixed
+        alpha_lr = config.alpha_lr if learned else 0.0  # with rate 0, alpha stays fixed
         self.alpha_optimizer = adam([self.log_alpha], alpha_lr, fused=True)
         self.updates = 0
 
@@ -218,7 +218,7 @@ class SAC:
 
     @torch.no_grad()
     def td_target(self, batch):
-        """y = r + gamma (1 - d) V(s'), without gradient: (B,), or (2,B): a target per critic."""
+        """y = r + gamma (1 - d) V(s'), without gradient: (B,), or (2,B): one per critic."""
         r = self.config.reward_scale * batch.reward
         return r + self.config.gamma * (1 - batch.terminated) * self.next_value(batch.next_obs)
 
@@ -227,7 +227,7 @@ class SAC:
         y = self.td_target(batch)  # (B,) or (2,B)
         q = self.critic(batch.obs, batch.action)  # (2,B)
         self.q_mean = q.detach().mean()  # for the log
-        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # (B,1) would be an error
+        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # expand_as rejects a y of (B,1)
 
     def actor_loss(self, obs):
         """J_pi = E[alpha log pi(a|s) - Q(s,a)], a scalar (Eq. 7 and 9), and log_prob (B,)."""
@@ -261,7 +261,7 @@ class SAC:
         return {name: x.detach() for name, x in logged.items()}
 
     def parts(self):
-        """What has a state_dict of its own."""
+        """The parts that have a state_dict of their own."""
         return {"actor": self.actor, "actor_optimizer": self.actor_optimizer,
                 "critic": self.critic, "critic_optimizer": self.critic_optimizer,
                 "target_critic": self.target_critic, "alpha_optimizer": self.alpha_optimizer}
@@ -291,7 +291,7 @@ class ReplayBuffer:
     """The last `capacity` transitions, each a row of one array, so that a batch is one lookup."""
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
-        rows = np.zeros((capacity, sum(self.widths)), np.float32)  # memory is taken as it fills
+        rows = np.zeros((capacity, sum(self.widths)), np.float32)  # memory is used as it fills
         self.rows = torch.from_numpy(rows).to(device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.added = 0
@@ -315,7 +315,7 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice would save it all
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice saves it all
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
@@ -347,8 +347,8 @@ class Run:
         self.rng = np.random.default_rng(config.seed + 3000)  # for warm-up actions
         self.step = 0
         self.obs = None  # None: the next step starts an episode
-        self.between_episodes = True  # only then is a save complete
-        self.stopping = 0  # or the signal that asked to stop at the end of the episode
+        self.between_episodes = True  # only then can a save resume exactly
+        self.stopping = 0  # the signal, once one has asked to stop at the episode's end
         self.ending = False  # True: the loop is over and saves
         self.row = dict.fromkeys(COLUMNS, math.nan)
         self.row.update(step=0, episodes=0, seconds=0)
@@ -463,12 +463,12 @@ class Run:
     def save(self, folder=None):
         """Saves all that `load` needs; OSError if it fails, UsageError if `folder` exists."""
         path = Path(folder or self.folder).absolute()
-        if path != self.folder and path.exists():  # *.tmp: of a first save that was killed
+        if path != self.folder and path.exists():  # ignore what a killed first save left: *.tmp
             if {file.suffix for file in path.iterdir()} - {".tmp"}:
                 raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
         learned = itertools.chain(self.agent.actor.parameters(), self.agent.critic.parameters())
         self.check_finite({"weights": sum(x.detach().sum() for x in learned)})
-        self.folder, self.saved_at = path, self.step  # even if it fails: no retry at every step
+        self.folder, self.saved_at = path, self.step  # set first: a failure must wait too
         path.mkdir(parents=True, exist_ok=True)
         generator = self.env.unwrapped.np_random.bit_generator  # its state may hold arrays
         state = {
@@ -483,10 +483,10 @@ class Run:
 
     @classmethod
     def load(cls, folder, env=None, **changes):
-        """Loads a saved run, with `changes` to settings that MAY_CHANGE. UsageError if it cannot.
+        """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
 
-        On the same machine, it continues bit for bit as if it had never stopped. A warning says
-        why it may not: no save captures the state inside an environment's episode.
+        On the same machine, it continues bit for bit as if it had never stopped. If it may not, a
+        warning says why: no save captures the state inside an environment's episode.
         """
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
@@ -519,7 +519,7 @@ class Run:
         return run
 
 def evaluate(agent, env, episodes, seed):
-    """Undiscounted returns (episodes,) of the action tanh(mean). Training's noise is untouched."""
+    """Undiscounted returns (episodes,) of the action tanh(mean). Draws none of training's noise."""
     returns = np.zeros(episodes)
     for i in range(episodes):
         obs, _ = env.reset(seed=seed if i == 0 else None)
@@ -599,7 +599,7 @@ class DDPG(NoEntropy):
 class SmoothNoise(SAC):
     """Time-correlated exploration noise: it pushes in one direction for a while."""
     # Like DDPG's Ornstein-Uhlenbeck noise, or pink noise (Eberhard et al. 2023). Each eps is still
-    # N(0,1): eps_t = rho eps_(t-1) + sqrt(1 - rho^2) fresh noise. Learning samples as before
+    # N(0,1): eps_t = rho eps_(t-1) + sqrt(1 - rho^2) N(0,1). Learning samples as before
     rho = 0.95
 
     def __init__(self, obs_dim, action_dim, config):
@@ -671,7 +671,7 @@ def check(name, kind, x):
         return x
     low, high = limits or (1 if kind is int else 1e-9, 1e9)
     whole = "whole " if kind is int else ""
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
         value = float(x)
         if low <= value <= high and (value.is_integer() or not whole):
             return int(value) if whole else value
@@ -702,7 +702,7 @@ def configure_torch(config):
             seconds[count] = time.perf_counter() - start
         threads = many if seconds[many] < 0.8 * seconds[1] else 1
     torch.set_num_threads(threads)
-    torch.empty(7_900_000)  # once freed, glibc keeps blocks for reuse: updates 20% faster
+    torch.empty(7_900_000)  # once freed, glibc reuses blocks up to its 32 MB: updates 20% faster
     return replace(config, threads=threads)
 
 # 9. Checkpoints
@@ -737,7 +737,7 @@ def read_checkpoint(folder, env=None):
         if not path.is_file():
             raise ValueError("not a file")
         with zipfile.ZipFile(path) as archive:
-            # Ours are neither compressed (a bomb could fill the memory) nor given attributes
+            # Ours have no compression (a bomb could fill the memory) and no file attributes
             odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
             if odd or archive.testzip():
                 raise ValueError("damaged or tampered with")
@@ -756,7 +756,7 @@ def read_checkpoint(folder, env=None):
 # 10. Plots and the command line
 PANELS = {"eval_return": "evaluation return", "q_mean": "mean Q of a batch",
           "entropy": "entropy of the policy (nats)", "alpha": "temperature alpha"}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of Okabe and Ito
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito palette
 
 def write_reports(run, picture=False):
     """config.json, progress.csv and learning_curve.png, for people and for --plot."""
@@ -783,7 +783,7 @@ def read_reports(run):
 def plot_runs(runs):
     """A matplotlib Figure of the return, Q, entropy and alpha of Runs, or of their folders.
 
-    Runs that differ only in their seed are drawn as their mean, in a band from lowest to highest.
+    Runs that differ only in their seed are drawn as a mean, with a band from lowest to highest.
     """
     from matplotlib.figure import Figure  # pyplot would take a second to import
     read, groups = [(run, *read_reports(run)) for run in runs], {}
@@ -805,7 +805,7 @@ def plot_runs(runs):
         for label, seeds in groups.items():
             curves = [{x[at]: x[name] for x in rows if math.isfinite(x[name])}
                       for rows in seeds.values()]
-            steps = sorted(set.intersection(*map(set, curves)))  # those that every seed has
+            steps = sorted(set.intersection(*map(set, curves)))  # which every seed has
             values = np.array([[curve[step] for step in steps] for curve in curves])
             panel.plot(steps, values.mean(0), marker=marker, label=f"{label} (seeds: {len(seeds)})")
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
@@ -822,8 +822,8 @@ def open_run(flags, out=None, resume=None):
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     env = flags.get("env")
     if resume:
-        configure_torch(replace(read_checkpoint(resume, env)["config"], **flags))
-        return Run.load(resume, **flags)
+        config = configure_torch(replace(read_checkpoint(resume, env)["config"], **flags))
+        return Run.load(resume, **{**flags, "threads": config.threads})
     config = Config(**flags)
     name = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
     may_change = {x: getattr(config, x) for x in MAY_CHANGE}
@@ -856,9 +856,11 @@ def train(out=None, resume=None, tensorboard=False, **flags):
 
     def stop(number, _):
         # The first signal stops at the end of the episode, a second one now: by KeyboardInterrupt
-        if run.stopping and not run.ending:
+        if run.ending:
+            return  # it is saving already
+        if run.stopping:
             raise KeyboardInterrupt(128 + run.stopping)
-        run.stopping = run.stopping or number
+        run.stopping = number
         if number != signal.SIGINT:
             signal.alarm(7)  # SIGALRM calls this again in 7 seconds: the second signal
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
@@ -921,7 +923,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     try:
         agent.actor.load_state_dict(state["agent"]["actor"])
     except (KeyError, RuntimeError):
-        raise UsageError(f"the policy saved in {play} does not fit this sac.py") from None
+        raise UsageError(f"the policy in {play} does not fit {env or 'this sac.py'}") from None
     frames, steps, returns = [], itertools.count(), []
     every = max(1, round(stage.metadata.get("render_fps", 30) / 10))  # ten frames a second
 
