@@ -333,7 +333,8 @@ class Run:
     """
     def __init__(self, config, env=None, folder=None):
         if callable(env):
-            config = replace(config, env=getattr(env, "__name__", "custom"))
+            name = getattr(env, "__name__", "an environment")
+            config = replace(config, env=f"{name} (from Python)")
         self.config = config
         self.env = gym.wrappers.RecordEpisodeStatistics(make_env(env or config.env))
         self.eval_env = make_env(env or config.env)
@@ -510,7 +511,7 @@ class Run:
             now, old = versions(), state["versions"]
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
             if not state["between_episodes"]:
-                changed.append("saved inside an episode: a new one begins")
+                changed.append("saved inside an episode, so a new one begins")
         except Exception as error:
             raise UsageError(f"{folder} is not compatible with this sac.py: {error!r}") from None
         run.folder, run.saved_at = Path(folder).absolute(), run.step
@@ -622,6 +623,7 @@ class UsageError(ValueError):
 def make_env(env, render_mode=None):
     """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if bad."""
     name = env if isinstance(env, str) else getattr(env, "__name__", "the environment")
+    env_id = env if isinstance(env, str) else None
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
@@ -630,8 +632,11 @@ def make_env(env, render_mode=None):
             import mujoco  # by default it logs warnings to MUJOCO_LOG.TXT
             mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass|lowered by)")
-            env = gym.make(env, disable_env_checker=True, **mode) if isinstance(env, str) else env()
+            known = "out of date|settotalmass|lowered by|latest versioned"
+            warnings.filterwarnings("ignore", message=f"(?s).*({known})")
+            env = gym.make(env_id, disable_env_checker=True, **mode) if env_id else env()
+            if env_id and env.spec.id not in env_id:
+                raise ValueError(f"name its version, as in {env.spec.id}")
             if render_mode not in (None, *env.metadata.get("render_modes", ())):
                 raise ValueError(f"it has no render_mode {render_mode}")
             box, images = env.action_space, len(env.observation_space.shape or ()) > 2
@@ -657,6 +662,7 @@ COLUMNS = """step episodes train_return train_length eval_step eval_return eval_
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
 MAY_CHANGE = ("steps", "stop_at", "save_every", "threads")  # on --resume
+REPORTS = ("log_every", "eval_every", "eval_episodes")  # change nothing that is learned
 LIMITS = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "medium"),
           "device": ("cpu", "cuda", "mps"), "seed": (0, 2**32 - 1), "warmup": (0, 1e9),
           "threads": (0, 1024), "hidden": (1, 1e4), "gamma": (0, 1), "tau": (1e-9, 1),
@@ -733,9 +739,9 @@ def write(path, content):
 def read_checkpoint(folder, env=None):
     """Loads what `Run.save` wrote, running no code from it. Raises UsageError."""
     path = Path(folder, "checkpoint.pt")
+    if not path.is_file():
+        raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
     try:
-        if not path.is_file():
-            raise ValueError("not a file")
         with zipfile.ZipFile(path) as archive:
             # Ours have no compression (a bomb could fill the memory) and no file attributes
             odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
@@ -746,7 +752,7 @@ def read_checkpoint(folder, env=None):
         if state["edition"] != 2 or not 0 <= state["step"] <= state["config"].steps:
             raise ValueError("impossible step")
     except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"{path} is missing, damaged or from the first edition of sac.py "
+        raise UsageError(f"{path} is damaged or from the first edition of sac.py "
                          f"({error!r})") from None
     name = state["config"].env
     if ":" in name and not callable(env) and env != name:
@@ -787,7 +793,7 @@ def plot_runs(runs):
     """
     from matplotlib.figure import Figure  # pyplot would take a second to import
     read, groups = [(run, *read_reports(run)) for run in runs], {}
-    names = [x for x in Config.__annotations__ if x not in ("seed", *MAY_CHANGE)
+    names = [x for x in Config.__annotations__ if x not in ("seed", *REPORTS, *MAY_CHANGE)
              and len({getattr(config, x) for _, config, _ in read}) > 1]
     for run, config, rows in read:
         label = ", ".join(f"{x} {getattr(config, x)}" for x in names or ("env", "variant"))
@@ -807,13 +813,15 @@ def plot_runs(runs):
                       for rows in seeds.values()]
             steps = sorted(set.intersection(*map(set, curves)))  # which every seed has
             values = np.array([[curve[step] for step in steps] for curve in curves])
-            panel.plot(steps, values.mean(0), marker=marker, label=f"{label} (seeds: {len(seeds)})")
+            panel.plot(steps, values.mean(0), marker=marker, label=f"{label} (n = {len(seeds)})")
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
         panel.set_title(title)
         panel.grid(alpha=0.3)
-    figure.axes[3].set_yscale("symlog", linthresh=1e-3)  # a log scale that can show 0
+    figure.axes[3].set_yscale("symlog", linthresh=1e-3, subs=[2, 5])  # a log scale with a 0
+    figure.axes[3].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center")
-    figure.supxlabel("environment steps")
+    envs = ", ".join(sorted({config.env for _, config, _ in read}))
+    figure.supxlabel(f"steps in {envs} (line: mean of n seeds, band: lowest to highest)")
     return figure
 
 def open_run(flags, out=None, resume=None):
@@ -848,9 +856,12 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     events = SummaryWriter(run.folder) if tensorboard else None
     c, place = run.config, shlex.quote(os.path.relpath(run.folder))
     again = f"{place} --env {c.env}" if ":" in c.env else place
-    limit = run.env.spec.max_episode_steps or "an unknown number of"
-    print(f"{c.variant} on {c.env}, seed {c.seed}: {c.steps:,} steps, the first {c.warmup:,} "
-          f"random (the time left appears after them)\nepisodes: at most {limit} steps; "
+    limit = run.env.spec.max_episode_steps
+    begin = f"the first {c.warmup:,} random (the time left appears after them)"
+    if run.step > c.warmup:
+        begin = f"continuing at step {run.step:,}"
+    print(f"{c.variant} on {c.env}, seed {c.seed}: {c.steps:,} steps, {begin}\n"
+          f"episodes: {f'at most {limit} steps' if limit else 'no time limit known'}; "
           f"threads: {c.threads}; replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; "
           f"results: {place}", flush=True)
 
@@ -861,7 +872,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
         if run.stopping:
             raise KeyboardInterrupt(128 + run.stopping)
         run.stopping = number
-        if number != signal.SIGINT:
+        if hasattr(signal, "alarm") and (number != signal.SIGINT or not limit):
             signal.alarm(7)  # SIGALRM calls this again in 7 seconds: the second signal
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
             print("\nstopping at the end of the episode; again to stop now", flush=True)
@@ -974,7 +985,8 @@ def parse(argv):
     add("--resume", metavar="DIR", nargs="?", const="",
         help="resume that run; without DIR, resume the run that has these flags, or start one")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files")
-    add("--plot", metavar="DIR", nargs="+", help="plot runs in one figure (--out FILE)")
+    add("--plot", metavar="DIR", nargs="+", action="extend",
+        help="plot runs in one figure (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
     add("--episodes", metavar="X", type=int, help="episodes to --play (10)")
     add("--render", action="store_const", const="human", help="show --play in a window")

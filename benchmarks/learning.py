@@ -11,7 +11,7 @@
 `table` and `figure` take run folders, or the .csv files that were kept; runs that differ in their
 seed alone are one line: a mean over seeds, with a sample standard deviation or a 95% interval.
 `keep NAME` copies what ran (config and rows) to results/NAME-*.json and .csv, and draws NAME.png
-(`--until STEP`: no later rows, to compare long runs with short ones).
+(`--until STEP`: no later rows, to compare long runs with short ones). It overwrites nothing.
 `enter CHANGE` adds a line to the leaderboard of README.md beside this file, and keeps the rows.
 `trials` runs what the defaults are chosen from, two runs at a time, into runs/trials/; stop it and
 start it as you like, it continues each run. (HalfCheetah's defaults are results/deviations-base-*.)
@@ -60,11 +60,16 @@ def read(source):
     rows, about = source / "progress.csv", source / "config.json"
     if source.suffix == ".csv":
         rows, about = source, source.with_suffix(".json")
+    if not (rows.is_file() and about.is_file()):
+        sys.exit(f"{source} is not a run: {rows.name} or {about.name} is missing")
     config = json.loads(about.read_text())["config"]
     with open(rows, newline="") as file:
         lines = [{name: float(x) for name, x in row.items()} for row in csv.DictReader(file)]
     every = config["eval_every"]
-    return config, {r["step"]: r["eval_return"] for r in lines if r["step"] % every == 0}
+    evaluations = {r["step"]: r["eval_return"] for r in lines if r["step"] % every == 0}
+    if not evaluations:
+        sys.exit(f"{source} has no evaluation yet")
+    return config, evaluations
 
 
 def setting(config):
@@ -144,12 +149,16 @@ def keep(name, folders, until):
     """Copies config.json and the rows of each run, up to step `until`, to results/; draws them."""
     copies = []
     for folder in map(Path, folders):
-        config, _ = read(folder)
+        config, evaluations = read(folder)
+        if config["steps"] > max(evaluations, default=0) < until and not config["stop_at"]:
+            sys.exit(f"{folder} is not finished: continue it, or give --until")
         label = re.sub(rf"-(seed)?{config['seed']}$", "", folder.name)
         stem = f"{name}-{label}-seed{config['seed']}"
         head, *rows = (folder / "progress.csv").read_text().splitlines(keepends=True)
         rows = [row for row in rows if float(row.split(",")[0]) <= until]
         copies.append(RESULTS / f"{stem}.csv")
+        if copies[-1].exists():
+            sys.exit(f"{copies[-1]} exists: remove it first, or choose another NAME")
         copies[-1].write_text(head + "".join(rows))
         shutil.copy(folder / "config.json", RESULTS / f"{stem}.json")
     figure(name, copies)

@@ -155,6 +155,7 @@ def short(flags):
         ("--env HalfCheetha-v4", ["HalfCheetha", "`HalfCheetah`"]),
         ("--env LunarLanderContinuous-v2", ["LunarLanderContinuous-v3"]),
         ("--env no_such_module:Any-v0", ["no_such_module"]),
+        ("--env HalfCheetah", ["HalfCheetah-v5", "version"]),
         ("--env CartPole-v1", ["CartPole-v1", "Discrete(2)", "continuous"]),
         ("--env toys:Whole-v0", ["Whole-v0", "continuous"]),
         ("--env toys:Unbounded-v0", ["Unbounded-v0", "inf", "finite low"]),
@@ -193,10 +194,10 @@ def short(flags):
         ("--gama 0.9", ["--gama"]),
         ("--env toys:Toy-v0 --out here", ["here exists", "--resume here"]),
         ("--resume nowhere --out new", ["--out"]),
-        ("--resume nowhere", ["nowhere", "checkpoint.pt"]),
-        ("--resume here", ["here", "checkpoint.pt"]),
-        ("--play nowhere", ["nowhere", "checkpoint.pt"]),
-        ("--play here", ["here", "checkpoint.pt"]),
+        ("--resume nowhere", ["no run is saved in nowhere", "checkpoint.pt"]),
+        ("--resume here", ["no run is saved in here", "checkpoint.pt"]),
+        ("--play nowhere", ["no run is saved in nowhere", "checkpoint.pt"]),
+        ("--play here", ["no run is saved in here", "checkpoint.pt"]),
         ("--plot nowhere", ["nowhere", "not the folder of a run"]),
         ("--plot here", ["here", "not the folder of a run"]),
         ("--play here --steps 9 --gamma 0.5", ["--gamma", "play"]),
@@ -277,6 +278,7 @@ def test_an_environment_that_fails_costs_nothing(call, wrong):
     [
         ("Toy", 1, ["SIGINT"], 130, False),
         ("Endless", 1, ["SIGINT", "SIGINT"], 130, True),
+        ("Endless", 1, ["SIGINT"], 130, True),  # no time limit: an episode that may never end
         ("Endless", 1, ["SIGTERM"], 143, True),
         ("Toy", 1_000_000, ["SIGHUP"], 129, False),  # ends inside an evaluation
     ],
@@ -529,7 +531,32 @@ def test_a_run_without_rows_is_named_and_skipped(call):
     with pytest.warns(UserWarning, match="empty.*no rows"):
         figure = sac.plot_runs(["run", "empty"])
     assert list(figure.axes[0].lines[0].get_xdata()) == [40, 80, 120]
-    assert "seeds: 1" in figure.legends[0].get_texts()[0].get_text()
+    assert "n = 1" in figure.legends[0].get_texts()[0].get_text()
+
+
+def test_reports_do_not_divide_runs_and_plot_may_be_given_twice(call):
+    """Catches curves that are kept apart because they were evaluated at other times, and a first
+    --plot that is dropped in silence; the picture names the environment and its band."""
+    for seed in (1, 2):
+        flags = [*SHORT, *TOY, "--seed", seed, "--log-every", 20, "--eval-every", 20 * seed]
+        assert call(*flags, "--out", f"run{seed}")[0] == 0
+    figure = sac.plot_runs(["run1", "run2"])
+    assert [text.get_text()[-5:] for text in figure.legends[0].get_texts()] == [" = 2)"]
+    assert list(figure.axes[0].lines[0].get_xdata()) == [40, 80, 120]
+    words = figure.get_supxlabel()
+    assert "toys:Toy-v0" in words and "lowest to highest" in words
+    assert call("--plot", "run1", "--plot", "run2", "--out", "both.svg")[0] == 0
+    assert "n = 2" in Path("both.svg").read_text()
+
+
+def test_an_environment_from_python_says_so_when_it_is_played_by_name(call):
+    """Catches "Malformed environment ID" where the environment came from Python."""
+    sac.Run(
+        sac.Config(steps=40, warmup=40, hidden=4),
+        env=lambda: gym.make("Pendulum-v1"),
+        folder="mine",
+    )
+    assert_refused(call("--play", "mine"), "from Python")
 
 
 # What a command leaves
