@@ -130,7 +130,9 @@ def figure(name, sources):
             steps = sorted(set.intersection(*map(set, seeds.values())))
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
             n = len(values)
-            (line,) = panel.plot(steps, values.mean(0), label=f"{label} ({n} seeds)")
+            (line,) = panel.plot(
+                steps, values.mean(0), label=f"{label}: mean of {n} seeds, 95% interval"
+            )
             if n > 1:
                 half = T95.get(n, 2.0) * values.std(0, ddof=1) / np.sqrt(n)
                 band = values.mean(0) - half, values.mean(0) + half
@@ -141,6 +143,8 @@ def figure(name, sources):
             panel.plot(known.keys(), known.values(), "kx--", label="published SAC (10 seeds)")
         panel.set(title=env, xlabel="environment steps", ylabel="evaluation return")
         panel.grid(alpha=0.3)
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter("{x:,.0f}")
         panel.legend(fontsize="small")
     picture.savefig(RESULTS / f"{name}.png", dpi=100)
 
