@@ -129,9 +129,9 @@ def figure(name, sources):
                 continue
             steps = sorted(set.intersection(*map(set, seeds.values())))
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
-            n = len(values)
+            n, words = len(values), label.partition(", ")[2].replace(", ", "\n")
             (line,) = panel.plot(
-                steps, values.mean(0), label=f"{label}: mean of {n} seeds, 95% interval"
+                steps, values.mean(0), label=f"{words}: mean of {n} seeds, 95% interval"
             )
             if n > 1:
                 half = T95.get(n, 2.0) * values.std(0, ddof=1) / np.sqrt(n)
