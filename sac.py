@@ -333,8 +333,7 @@ class Run:
     """
     def __init__(self, config, env=None, folder=None):
         if callable(env):
-            name = getattr(env, "__name__", "an environment")
-            config = replace(config, env=f"{name} (from Python)")
+            config = replace(config, env=getattr(env, "__name__", "custom"))
         self.config = config
         self.env = gym.wrappers.RecordEpisodeStatistics(make_env(env or config.env))
         self.eval_env = make_env(env or config.env)
@@ -624,6 +623,9 @@ def make_env(env, render_mode=None):
     """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if bad."""
     name = env if isinstance(env, str) else getattr(env, "__name__", "the environment")
     env_id = env if isinstance(env, str) else None
+    if env_id and not re.search(r"-v\d+$", env_id):
+        raise UsageError(f"{env_id} is no full id such as Hopper-v4 (if it was made in Python: "
+                         f"sac.Run.load(folder, env={env_id}))")
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
@@ -632,11 +634,8 @@ def make_env(env, render_mode=None):
             import mujoco  # by default it logs warnings to MUJOCO_LOG.TXT
             mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
         with warnings.catch_warnings():
-            known = "out of date|settotalmass|lowered by|latest versioned"
-            warnings.filterwarnings("ignore", message=f"(?s).*({known})")
+            warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass|lowered by)")
             env = gym.make(env_id, disable_env_checker=True, **mode) if env_id else env()
-            if env_id and env.spec.id not in env_id:
-                raise ValueError(f"name its version, as in {env.spec.id}")
             if render_mode not in (None, *env.metadata.get("render_modes", ())):
                 raise ValueError(f"it has no render_mode {render_mode}")
             box, images = env.action_space, len(env.observation_space.shape or ()) > 2

@@ -155,7 +155,7 @@ def short(flags):
         ("--env HalfCheetha-v4", ["HalfCheetha", "`HalfCheetah`"]),
         ("--env LunarLanderContinuous-v2", ["LunarLanderContinuous-v3"]),
         ("--env no_such_module:Any-v0", ["no_such_module"]),
-        ("--env HalfCheetah", ["HalfCheetah-v5", "version"]),
+        ("--env HalfCheetah", ["HalfCheetah", "full id such as Hopper-v4"]),
         ("--env CartPole-v1", ["CartPole-v1", "Discrete(2)", "continuous"]),
         ("--env toys:Whole-v0", ["Whole-v0", "continuous"]),
         ("--env toys:Unbounded-v0", ["Unbounded-v0", "inf", "finite low"]),
@@ -556,7 +556,7 @@ def test_an_environment_from_python_says_so_when_it_is_played_by_name(call):
         env=lambda: gym.make("Pendulum-v1"),
         folder="mine",
     )
-    assert_refused(call("--play", "mine"), "from Python")
+    assert_refused(call("--play", "mine"), "made in Python", "env=<lambda>")
 
 
 # What a command leaves
