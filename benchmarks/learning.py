@@ -75,7 +75,11 @@ def read(source):
 def setting(config):
     """A run's settings in words: its environment, its variant, and what is not the default."""
     usual = vars(sac.Config())
-    names = [x for x in usual if x not in ("env", "variant", "seed", "device", *sac.MAY_CHANGE)]
+    names = [
+        x
+        for x in usual
+        if x not in ("env", "variant", "seed", "device", *sac.REPORTS, *sac.MAY_CHANGE)
+    ]
     odd = [f"{x} {config[x]:g}" for x in names
            if isinstance(config[x], (int, float)) and config[x] != usual[x]]  # fmt: skip
     return ", ".join([config["env"], config["variant"], *odd])
@@ -130,9 +134,10 @@ def figure(name, sources):
             steps = sorted(set.intersection(*map(set, seeds.values())))
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
             n, words = len(values), label.partition(", ")[2].replace(", ", "\n")
-            (line,) = panel.plot(
-                steps, values.mean(0), label=f"{words}: mean of {n} seeds, 95% interval"
+            label_of = (
+                f"{words}: mean of {n} seeds, 95% interval" if n > 1 else f"{words}: one seed"
             )
+            (line,) = panel.plot(steps, values.mean(0), label=label_of)
             if n > 1:
                 half = T95.get(n, 2.0) * values.std(0, ddof=1) / np.sqrt(n)
                 band = values.mean(0) - half, values.mean(0) + half
@@ -151,20 +156,22 @@ def figure(name, sources):
 
 def keep(name, folders, until):
     """Copies config.json and the rows of each run, up to step `until`, to results/; draws them."""
-    copies = []
+    copies = {}
     for folder in map(Path, folders):
         config, evaluations = read(folder)
-        if config["steps"] > max(evaluations, default=0) < until and not config["stop_at"]:
+        last = min(config["steps"], until)
+        if max(evaluations) + config["eval_every"] <= last and config["stop_at"] is None:
             sys.exit(f"{folder} is not finished: continue it, or give --until")
         label = re.sub(rf"-(seed)?{config['seed']}$", "", folder.name)
-        stem = f"{name}-{label}-seed{config['seed']}"
+        copy = RESULTS / f"{name}-{label}-seed{config['seed']}.csv"
+        if copy.exists() or copy in copies:
+            sys.exit(f"{copy} exists: remove it first, or choose another NAME")
+        copies[copy] = folder
+    for copy, folder in copies.items():
         head, *rows = (folder / "progress.csv").read_text().splitlines(keepends=True)
         rows = [row for row in rows if float(row.split(",")[0]) <= until]
-        copies.append(RESULTS / f"{stem}.csv")
-        if copies[-1].exists():
-            sys.exit(f"{copies[-1]} exists: remove it first, or choose another NAME")
-        copies[-1].write_text(head + "".join(rows))
-        shutil.copy(folder / "config.json", RESULTS / f"{stem}.json")
+        copy.write_text(head + "".join(rows))
+        shutil.copy(folder / "config.json", copy.with_suffix(".json"))
     figure(name, copies)
 
 

@@ -228,11 +228,11 @@ def test_temperature_finds_its_analytic_fixed_point():
 def test_update_solves_a_problem_with_a_known_answer():
     """Catches errors of the whole update that no single formula shows, and a reward scale that
     does not trade against the temperature: a bandit with r = -k (a - 0.2)^2 / 2 has the softmax
-    policy N(0.2, alpha / (c k)), so (c, alpha) and (5 c, 5 alpha) agree, and (5 c, alpha) not. (Its
-    narrow peak is harder to fit: 0.036 to 0.057 for 0.04, over six seeds; the others 0.087 to 0.097
-    for 0.089.)"""
+    policy N(0.2, alpha / (c k)), so (c, alpha) and (5 c, 5 alpha) agree, and (2 c, alpha) not. (Its
+    narrow peak is harder to fit: 0.062 to 0.079 for 0.063, over six seeds; the others 0.087 to
+    0.097 for 0.089.)"""
     k, alpha, draw = 10.0, 0.08, np.random.default_rng(0)
-    for c, factor, tolerance in ((1.0, 1.0, 0.1), (5.0, 5.0, 0.1), (5.0, 1.0, 0.5)):
+    for c, factor, tolerance in ((1.0, 1.0, 0.1), (5.0, 5.0, 0.1), (2.0, 1.0, 0.25)):
         agent = make_agent(
             1, 1, hidden=32, alpha=alpha * factor, reward_scale=c, actor_lr=5e-3, critic_lr=5e-3
         )
