@@ -448,12 +448,10 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """When due: saves, between episodes if possible. Otherwise writes the new row."""
-        waited, every = self.step - self.saved_at, self.config.save_every
-        longest = getattr(self.env.spec, "max_episode_steps", None) or every
-        due = every if self.between_episodes else every + longest
+        """When due: saves, between episodes if they end at all. Otherwise writes the new row."""
+        patience = 0 if self.between_episodes else LONGEST
         try:
-            if waited >= due:
+            if self.step - self.saved_at >= self.config.save_every + patience:
                 self.save()
             elif row:
                 write_reports(self)
@@ -656,7 +654,7 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # steps after which an evaluation cuts an episode off
+LONGEST = 10_000  # steps after which evaluations cut an episode off, and saves do not wait for it
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
