@@ -777,8 +777,7 @@ def read_reports(run):
         return run.config, run.history
     try:
         about = json.loads(Path(run, "config.json").read_text())
-        lines = Path(run, "progress.csv").read_text().splitlines()
-        rows = np.genfromtxt(lines, delimiter=",", names=True, ndmin=1)
+        rows = np.genfromtxt(Path(run, "progress.csv"), delimiter=",", names=True, ndmin=1)
         return Config(**about["config"]), rows[COLUMNS]
     except Exception:  # an edited file can raise anything
         raise UsageError(f"{run} is not the folder of a run") from None
