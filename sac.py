@@ -470,9 +470,9 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         generator = self.env.unwrapped.np_random.bit_generator  # its state may hold arrays
         state = {
-            "edition": 2, "config": asdict(self.config), "versions": versions(),
+            "config": asdict(self.config), "versions": versions(), "history": self.history,
+            "row": {name: float(x) for name, x in self.row.items()},
             "step": self.step, "between_episodes": self.between_episodes,
-            "row": {name: float(x) for name, x in self.row.items()}, "history": self.history,
             "agent": self.agent.state_dict(), "buffer": self.buffer.state_dict(),
             "rng": json.dumps(self.rng.bit_generator.state),
             "env_rng": json.dumps(generator.state, default=lambda x: x.tolist())}
@@ -489,16 +489,17 @@ class Run:
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
-        saved, config = state["config"], replace(state["config"], **changes)
-        differ = [f"{x} {getattr(saved, x)}" for x in changes
-                  if x not in MAY_CHANGE and getattr(saved, x) != getattr(config, x)]
-        if differ:
-            raise UsageError(f"{folder} has {', '.join(differ)}; for others, start a new run")
-        if config.steps < state["step"]:
-            raise UsageError(f"{folder} has done {state['step']} steps already: raise --steps")
+        config = replace(state["config"], **changes)
+        for name in changes:
+            saved = getattr(state["config"], name)
+            if name not in MAY_CHANGE and getattr(config, name) != saved:
+                raise UsageError(f"{folder} has {name} {saved}; for another, start a new run")
+        done = state.get("step")
+        if done not in range(config.steps + 1):
+            raise UsageError(f"{folder} has done {done} steps already: raise --steps")
         run = cls(config, env)
         try:
-            run.step, run.history = state["step"], state["history"]
+            run.step, run.history = done, state["history"]
             run.row.update({name: state["row"][name] for name in COLUMNS})
             run.agent.load_state_dict(state["agent"])
             run.buffer.load_state_dict(state["buffer"])
@@ -746,11 +747,8 @@ def read_checkpoint(folder, env=None):
                 raise ValueError("damaged or tampered with")
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
-        if state["edition"] != 2 or not 0 <= state["step"] <= state["config"].steps:
-            raise ValueError("impossible step")
     except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"{path} is damaged or from the first edition of sac.py "
-                         f"({error!r})") from None
+        raise UsageError(f"{path} is damaged or from the first edition ({error!r})") from None
     name = state["config"].env
     if ":" in name and not callable(env) and env != name:
         raise UsageError(f"loading {folder} would import {name}: if you trust it, add --env {name}")
