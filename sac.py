@@ -483,8 +483,7 @@ class Run:
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
 
-        On the same machine, it continues bit for bit as if it had never stopped. If it may not, a
-        warning says why: no save captures the state inside an environment's episode.
+        It continues bit for bit as if it had never stopped. If it may not, a warning says why.
         """
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
