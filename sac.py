@@ -430,9 +430,8 @@ class Run:
             self.check_finite({"evaluation": x.sum()})
             row.update(eval_step=self.step, eval_return=x.mean(), eval_min=min(x), eval_max=max(x))
         seconds = max(row["seconds"] - last["seconds"], 1e-9)
-        row["steps_per_second"] = (self.step - last["step"]) / seconds
-        row.update(step=self.step, alpha=self.agent.alpha.item(),
-                   target_entropy=self.agent.target_entropy)
+        row.update(step=self.step, steps_per_second=(self.step - last["step"]) / seconds,
+                   alpha=self.agent.alpha.item(), target_entropy=self.agent.target_entropy)
         self.history.append({name: float(x) for name, x in row.items()})
         return self.history[-1]
 
