@@ -403,7 +403,7 @@ class Run:
 
         self.row.update(metrics)
         largest = np.abs([obs, next_obs]).max()
-        self.check_finite({"observation": largest, "reward": np.float32(reward), **metrics})
+        self.check_finite(observation=largest, reward=np.float32(reward), **metrics)
         if terminated or truncated:
             self.between_episodes = True
             self.row["episodes"] += 1
@@ -412,7 +412,7 @@ class Run:
             self.obs = next_obs
         self.row["seconds"] += time.perf_counter() - start
 
-    def check_finite(self, numbers):
+    def check_finite(self, **numbers):
         for name, x in numbers.items():
             if not math.isfinite(x):
                 self.folder = None  # so that nothing replaces the last save
@@ -427,7 +427,7 @@ class Run:
             return None
         if evaluating:
             x = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1)
-            self.check_finite({"evaluation": x.sum()})
+            self.check_finite(evaluation=x.sum())
             row.update(eval_step=self.step, eval_return=x.mean(), eval_min=min(x), eval_max=max(x))
         seconds = max(row["seconds"] - last["seconds"], 1e-9)
         row.update(step=self.step, steps_per_second=(self.step - last["step"]) / seconds,
@@ -464,7 +464,7 @@ class Run:
             if {file.suffix for file in path.iterdir()} - {".tmp"}:
                 raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
         learned = itertools.chain(self.agent.actor.parameters(), self.agent.critic.parameters())
-        self.check_finite({"weights": sum(x.detach().sum() for x in learned)})
+        self.check_finite(weights=sum(x.detach().sum() for x in learned))
         self.folder, self.saved_at = path, self.step  # set first: a failure must wait too
         path.mkdir(parents=True, exist_ok=True)
         generator = self.env.unwrapped.np_random.bit_generator  # its state may hold arrays
