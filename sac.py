@@ -496,7 +496,7 @@ class Run:
         if done not in range(config.steps + 1):
             raise UsageError(f"{folder} has done {done} steps already: raise --steps")
         run = cls(config, env)
-        try:
+        with refusing(f"{folder} is not compatible with this sac.py"):
             run.step, run.history = done, state["history"]
             run.row.update({name: state["row"][name] for name in COLUMNS})
             run.agent.load_state_dict(state["agent"])
@@ -508,8 +508,6 @@ class Run:
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
             if not state["between_episodes"]:
                 changed.append("saved inside an episode, so a new one begins")
-        except Exception as error:
-            raise UsageError(f"{folder} is not compatible with this sac.py: {error!r}") from None
         run.folder, run.saved_at = Path(folder).absolute(), run.step
         if changed:
             warnings.warn(f"the run will not be reproduced exactly: {', '.join(changed)}")
@@ -616,6 +614,14 @@ VARIANTS = {"sac": SAC, "single-q": SingleQ, "double-q": DoubleQ, "mean-q": Mean
 class UsageError(ValueError):
     """A user's mistake. The message says what is wrong and how to fix it."""
 
+@contextlib.contextmanager
+def refusing(what):
+    """Turns every error into a UsageError: third-party code and damaged files raise anything."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"{what}: {error!r}") from None
+
 def make_env(env, render_mode=None):
     """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if bad."""
     name = env if isinstance(env, str) else getattr(env, "__name__", "the environment")
@@ -626,7 +632,7 @@ def make_env(env, render_mode=None):
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
-    try:
+    with refusing(f"cannot make {name}"):
         with contextlib.suppress(ImportError):
             import mujoco  # by default it logs warnings to MUJOCO_LOG.TXT
             mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
@@ -637,8 +643,6 @@ def make_env(env, render_mode=None):
                 raise ValueError(f"it has no render_mode {render_mode}")
             box, images = env.action_space, len(env.observation_space.shape or ()) > 2
             env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
-    except Exception as error:  # third-party code can raise anything
-        raise UsageError(f"cannot make {name}: {error!r}") from None
     floats = isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and box.low.size > 0
     if not floats or not box.is_bounded() or (box.low >= box.high).any():
         raise UsageError(f"{name} has actions {box}; SAC needs a continuous Box, finite low < high")
@@ -737,7 +741,7 @@ def read_checkpoint(folder, env=None):
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
-    try:
+    with refusing(f"{path} is damaged or from the first edition of sac.py"):
         with zipfile.ZipFile(path) as archive:
             # Ours have no compression (a bomb could fill the memory) and no file attributes
             odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
@@ -745,8 +749,6 @@ def read_checkpoint(folder, env=None):
                 raise ValueError("damaged or tampered with")
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
-    except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"{path} is damaged or from the first edition ({error!r})") from None
     name = state["config"].env
     if ":" in name and not callable(env) and env != name:
         raise UsageError(f"loading {folder} would import {name}: if you trust it, add --env {name}")
@@ -771,12 +773,10 @@ def read_reports(run):
     """The Config and the rows of a Run, or of a run's folder. UsageError if it is not one."""
     if isinstance(run, Run):
         return run.config, run.history
-    try:
+    with refusing(f"{run} is not the folder of a run"):
         about = json.loads(Path(run, "config.json").read_text())
         rows = np.genfromtxt(Path(run, "progress.csv"), delimiter=",", names=True, ndmin=1)
         return Config(**about["config"]), rows[COLUMNS]
-    except Exception:  # an edited file can raise anything
-        raise UsageError(f"{run} is not the folder of a run") from None
 
 def plot_runs(runs):
     """A matplotlib Figure of the return, Q, entropy and alpha of Runs, or of their folders.
@@ -923,10 +923,8 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     stage = make_env(env or config.env, "rgb_array" if video else render)
     dims = stage.observation_space.shape + stage.action_space.shape
     agent = VARIANTS[config.variant](*dims, config)
-    try:
+    with refusing(f"the policy in {play} does not fit {env or 'this sac.py'}"):
         agent.actor.load_state_dict(state["agent"]["actor"])
-    except (KeyError, RuntimeError):
-        raise UsageError(f"the policy in {play} does not fit {env or 'this sac.py'}") from None
     frames, steps, returns = [], itertools.count(), []
     every = max(1, round(stage.metadata.get("render_fps", 30) / 10))  # ten frames a second
 
