@@ -34,7 +34,7 @@ Differences from the paper. In brackets: the return on HalfCheetah-v4 without ea
 - A terminated episode stops bootstrapping: the paper has no terminal states.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
-import sys, time, traceback, warnings, zipfile, zlib
+import sys, time, timeit, traceback, warnings, zipfile, zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -702,10 +702,7 @@ def configure_torch(config):
         many, seconds = min(torch.get_num_threads(), 4), {}
         for count in (many, 1):
             torch.set_num_threads(count)
-            start = time.perf_counter()
-            for _ in range(300):
-                a @ a
-            seconds[count] = time.perf_counter() - start
+            seconds[count] = timeit.timeit(lambda: a @ a, number=300)
         threads = many if seconds[many] < 0.8 * seconds[1] else 1
     torch.set_num_threads(threads)
     torch.empty(7_900_000)  # once freed, glibc reuses blocks up to its 32 MB: updates 20% faster

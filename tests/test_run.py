@@ -1,5 +1,6 @@
 """Environments, evaluation and the training run."""
 
+import functools
 import importlib.util
 import random
 import warnings
@@ -724,7 +725,8 @@ def test_threads_are_used_where_they_are_faster_now(monkeypatch, two_threads, ch
     monkeypatch.setattr(torch.Tensor, "__matmul__", timed)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
-    monkeypatch.setattr(sac.time, "perf_counter", lambda: now[0])
+    timeit = functools.partial(sac.timeit.timeit, timer=lambda: now[0])
+    monkeypatch.setattr(sac.timeit, "timeit", timeit)
     assert sac.configure_torch(sac.Config(device="cpu")).threads == threads[-1] == chosen
     threads.append(2)
     assert sac.configure_torch(sac.Config(device="cpu", threads=1)).threads == threads[-1] == 1
