@@ -624,11 +624,10 @@ def refusing(what):
 
 def make_env(env, render_mode=None):
     """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if bad."""
-    name = env if isinstance(env, str) else getattr(env, "__name__", "the environment")
-    env_id = env if isinstance(env, str) else None
-    if env_id and not re.search(r"-v\d+$", env_id):
-        raise UsageError(f"{env_id} is no full id such as Hopper-v4 (if it was made in Python: "
-                         f"sac.Run.load(folder, env={env_id}))")
+    name = getattr(env, "__name__", env)
+    if isinstance(env, str) and not re.search(r"-v\d+$", env):
+        raise UsageError(f"{env} is no full id such as Hopper-v4 (if it was made in Python: "
+                         f"sac.Run.load(folder, env={env}))")
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
@@ -638,7 +637,7 @@ def make_env(env, render_mode=None):
             mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass|lowered by)")
-            env = gym.make(env_id, disable_env_checker=True, **mode) if env_id else env()
+            env = env() if callable(env) else gym.make(env, disable_env_checker=True, **mode)
             if render_mode not in (None, *env.metadata.get("render_modes", ())):
                 raise ValueError(f"it has no render_mode {render_mode}")
             box, images = env.action_space, len(env.observation_space.shape or ()) > 2
