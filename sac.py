@@ -914,8 +914,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     if render and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}:
         raise UsageError("--render needs a display; --video FILE.gif does not")
     state = read_checkpoint(play, env)
-    config = replace(state["config"], device="cpu", threads=threads)
-    configure_torch(config)
+    config = configure_torch(replace(state["config"], device="cpu", threads=threads))
     stage = make_env(env or config.env, "rgb_array" if video else render)
     dims = stage.observation_space.shape + stage.action_space.shape
     agent = VARIANTS[config.variant](*dims, config)
