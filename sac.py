@@ -775,10 +775,7 @@ def read_reports(run):
         return Config(**about["config"]), rows[COLUMNS]
 
 def plot_runs(runs):
-    """A matplotlib Figure of the return, Q, entropy and alpha of Runs, or of their folders.
-
-    Runs that differ only in their seed are drawn as a mean, with a band from lowest to highest.
-    """
+    """A matplotlib Figure of Runs or their folders; seeds of one setting share a mean and band."""
     from matplotlib.figure import Figure  # pyplot would take a second to import
     read, groups = [(run, *read_reports(run)) for run in runs], {}
     names = [x for x in Config.__annotations__ if x not in ("seed", *REPORTS, *MAY_CHANGE)
