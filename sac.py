@@ -813,18 +813,17 @@ def open_run(flags, out=None, resume=None):
     """The Run that the command line asks for, new or resumed."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
-    env = flags.get("env")
     if resume:
-        config = configure_torch(replace(read_checkpoint(resume, env)["config"], **flags))
-        return Run.load(resume, **{**flags, "threads": config.threads})
+        saved = read_checkpoint(resume, flags.get("env"))["config"]
+        configure_torch(replace(saved, **flags))
+        return Run.load(resume, **flags)
     config = Config(**flags)
-    name = Path("runs", re.sub(r"[^\w.-]", "-", config.env), f"{config.variant}-seed{config.seed}")
-    may_change = {x: getattr(config, x) for x in MAY_CHANGE}
+    name = re.sub(r"[^\w.-]", "-", config.env) + f"/{config.variant}-seed{config.seed}"
     for number in itertools.count(1):
-        folder = Path(out or f"{name}-{number}".removesuffix("-1"))
+        folder = Path(out or f"runs/{name}-{number}".removesuffix("-1"))
         if resume == "" and (folder / "checkpoint.pt").exists():
-            saved = read_checkpoint(folder, env)["config"]
-            if replace(saved, **may_change) == config:
+            saved = read_checkpoint(folder, config.env)["config"]
+            if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
                 return open_run(flags, resume=folder)
         if out or not folder.exists():
             return Run(configure_torch(config), folder=folder)
@@ -847,7 +846,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
         begin = f"continuing at step {run.step:,}"
     print(f"{c.variant} on {c.env}, seed {c.seed}: {c.steps:,} steps, {begin}\n"
           f"episodes: {f'at most {limit} steps' if limit else 'no time limit known'}; "
-          f"threads: {c.threads}; replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; "
+          f"threads: {torch.get_num_threads()}; replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; "
           f"results: {place}", flush=True)
 
     def stop(number, _):
