@@ -828,9 +828,9 @@ def open_run(flags, out=None, resume=None):
         if out or not folder.exists():
             return Run(configure_torch(config), folder=folder)
 
-SHOWN = {"steps_per_second": "  {:.0f} steps/s", "minutes": "  {:.0f} min left",
-         "eval_return": "  evaluation {:.1f}", "train_return": "  last episode {:.1f}",
-         "alpha": "  alpha {:.3g}", "entropy": "  entropy {:.2f}", "q_mean": "  Q {:.1f}"}
+SHOWN = ("  {steps_per_second:.0f} steps/s", "  {left}", "  evaluation {eval_return:.1f}",
+         "  last episode {train_return:.1f}", "  alpha {alpha:.3g}", "  entropy {entropy:.2f}",
+         "  Q {q_mean:.1f}")
 
 def train(out=None, resume=None, tensorboard=False, **flags):
     """Trains, and prints a line for each row. Returns 0, or 128 + the signal that ended it."""
@@ -841,13 +841,9 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     c, place = run.config, shlex.quote(os.path.relpath(run.folder))
     again = f"{place} --env {c.env}" if ":" in c.env else place
     limit = run.env.spec.max_episode_steps
-    begin = f"the first {c.warmup:,} random (the time left appears after them)"
-    if run.step > c.warmup:
-        begin = f"continuing at step {run.step:,}"
-    print(f"{c.variant} on {c.env}, seed {c.seed}: {c.steps:,} steps, {begin}\n"
-          f"episodes: {f'at most {limit} steps' if limit else 'no time limit known'}; "
-          f"threads: {torch.get_num_threads()}; replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; "
-          f"results: {place}", flush=True)
+    print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, random until "
+          f"{c.warmup:,}\ntime limit: {limit or 'none known'}; threads: {torch.get_num_threads()}; "
+          f"replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
 
     def stop(number, _):
         # The first signal stops at the end of the episode, a second one now: by KeyboardInterrupt
@@ -870,17 +866,14 @@ def train(out=None, resume=None, tensorboard=False, **flags):
         with contextlib.closing(iter(run)) as rows:  # whatever happens, it saves now, not later
             for row in rows:
                 line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
-                row = {**row, "minutes": (c.steps - run.step) / row["steps_per_second"] / 60}
-                if run.step <= c.warmup:
-                    line += "  warm-up"
-                    row["minutes"] = math.nan  # warm-up steps are too fast to estimate from
-                for name, form in SHOWN.items():
-                    text = form.format(row[name])
-                    if math.isfinite(row[name]) and len(line + text) <= width:
+                minutes = (c.steps - run.step) / row["steps_per_second"] / 60
+                left = f"{minutes:.0f} min left" if run.step > c.warmup else "warm-up"
+                for form in SHOWN:
+                    text = form.format(left=left, **row)
+                    if "nan" not in text and len(line + text) <= width:
                         line += text
-                keep = not terminal or row["eval_step"] == run.step
-                line = "\r" + line.ljust(width) if terminal else line
-                print(line, end="\n" if keep else "", flush=True)
+                end = "\r" if terminal and row["eval_step"] != run.step else "\n"
+                print(line.ljust(width) if terminal else line, end=end, flush=True)
                 if events:
                     for name, x in row.items():
                         events.add_scalar(name, x, run.step)
