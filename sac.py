@@ -951,16 +951,14 @@ def parse(argv):
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 29, 100),
         epilog="variants:\n" + "\n".join(f"  {x:13}{VARIANTS[x].__doc__}" for x in VARIANTS))
     for name, default, text in re.findall(r"(\w+): .* = (.*)  # (.*)", inspect.getsource(Config)):
-        default = default.strip('"').replace("_", ",")
-        text += "" if default == "None" else f" ({default})"
+        text += f" ({default})".replace('"', "").replace("_", ",").removesuffix(" (None)")
         parser.add_argument("--" + name.replace("_", "-"), metavar="X", help=text)
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="folder of the run (runs/ENV/VARIANT-seedN, then -2, -3)")
     add("--resume", metavar="DIR", nargs="?", const="",
         help="resume that run; without DIR, resume the run that has these flags, or start one")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files")
-    add("--plot", metavar="DIR", nargs="+", action="extend",
-        help="plot runs in one figure (--out FILE)")
+    add("--plot", metavar="DIR", nargs="+", action="extend", help="plot runs together (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
     add("--episodes", metavar="X", type=int, help="episodes to --play (10)")
     add("--render", action="store_const", const="human", help="show --play in a window")
