@@ -167,16 +167,15 @@ class SAC:
     """Soft Actor-Critic; how it differs from the paper is listed at the top."""
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
-        self.device = torch.device(config.device)
-        self.generator = torch.Generator(self.device).manual_seed(config.seed + 1000)  # all noise
+        self.generator = torch.Generator(config.device).manual_seed(config.seed + 1000)  # all noise
         with torch.random.fork_rng(devices=[]):  # initial weights; global state stays as it was
             torch.manual_seed(config.seed)
-            self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(self.device)
-            self.critic = self.make_critic().to(self.device)
+            self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(config.device)
+            self.critic = self.make_critic().to(config.device)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
         learned = config.alpha is None
-        alpha = torch.tensor(1.0 if learned else config.alpha, device=self.device)
+        alpha = torch.tensor(1.0 if learned else config.alpha, device=config.device)
         self.log_alpha = alpha.log().requires_grad_()  # we learn log(alpha): alpha stays > 0
         target = config.target_entropy
         self.target_entropy = -float(action_dim) if target is None else target
@@ -199,7 +198,7 @@ class SAC:
     @torch.no_grad()
     def act(self, obs, deterministic=False):
         """obs (O,) or (B,O) -> action (A,) or (B,A), numpy in [-1,1]: a sample, or tanh(mean)."""
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.config.device)
         mean, log_std = self.actor(obs)
         u = mean if deterministic else mean + log_std.exp() * self.exploration_noise(mean.shape)
         return torch.tanh(u).cpu().numpy()
@@ -256,9 +255,9 @@ class SAC:
 
         self.updates += 1
         self.update_target()
-        losses = {"critic_loss": critic_loss, "actor_loss": actor_loss, "alpha_loss": alpha_loss}
-        logged = {**losses, "entropy": -log_prob.mean(), "q_mean": self.q_mean}
-        return {name: x.detach() for name, x in logged.items()}
+        return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach(),
+                "alpha_loss": alpha_loss.detach(), "entropy": -log_prob.detach().mean(),
+                "q_mean": self.q_mean}
 
     def parts(self):
         """The parts that have a state_dict of their own."""
@@ -268,8 +267,8 @@ class SAC:
 
     def state_dict(self):
         state = {name: part.state_dict() for name, part in self.parts().items()}
-        state.update(log_alpha=self.log_alpha.detach(), updates=self.updates)
-        return {**state, "generator": self.generator.get_state()}
+        return {**state, "log_alpha": self.log_alpha.detach(), "updates": self.updates,
+                "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
         for name, part in self.parts().items():
@@ -309,8 +308,8 @@ class ReplayBuffer:
         """A Batch drawn uniformly, with replacement. ValueError if the buffer is empty."""
         if self.added == 0:
             raise ValueError("the replay buffer is empty: add a transition first")
-        size, device = (batch_size,), self.rows.device
-        index = torch.randint(len(self), size, generator=self.generator, device=device)
+        g = self.generator
+        index = torch.randint(len(self), (batch_size,), generator=g, device=g.device)
         obs, action, reward, next_obs, d = self.rows.index_select(0, index).split(self.widths, 1)
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
@@ -343,7 +342,7 @@ class Run:
         self.agent = VARIANTS[config.variant](*dims, config)
         capacity = min(config.buffer_size, config.steps)
         # The environment has the seed itself. Equal seeds would give equal random numbers
-        self.buffer = ReplayBuffer(*dims, capacity, config.seed + 2000, self.agent.device)
+        self.buffer = ReplayBuffer(*dims, capacity, config.seed + 2000, config.device)
         self.rng = np.random.default_rng(config.seed + 3000)  # for warm-up actions
         self.step = 0
         self.obs = None  # None: the next step starts an episode
