@@ -832,7 +832,7 @@ SHOWN = ("  {steps_per_second:.0f} steps/s", "  {left}", "  evaluation {eval_ret
          "  Q {q_mean:.1f}")
 
 def train(out=None, resume=None, tensorboard=False, **flags):
-    """Trains, and prints a line for each row. Returns 0, or 128 + the signal that ended it."""
+    """Trains, and prints a line for each row. Returns 128 + the signal that ended it, if any."""
     if tensorboard:
         from torch.utils.tensorboard import SummaryWriter
     run = open_run(flags, out, resume)
@@ -889,7 +889,6 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     goal = f", which reached --stop-at {c.stop_at:g}" if run.step < c.steps else ""
     print("final evaluation {:.1f} ({:.1f} to {:.1f})".format(*run.evaluation) + goal)
     print(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
-    return 0
 
 def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     """Plays a saved policy without noise, prints the returns and can film the first 10 seconds."""
