@@ -774,7 +774,7 @@ def read_reports(run):
         return Config(**about["config"]), rows[COLUMNS]
 
 def plot_runs(runs):
-    """A matplotlib Figure of Runs or their folders; seeds of one setting share a mean and band."""
+    """A matplotlib Figure of Runs, or of their folders; seeds of one setting: mean and range."""
     from matplotlib.figure import Figure  # pyplot would take a second to import
     read, groups = [(run, *read_reports(run)) for run in runs], {}
     names = [x for x in Config.__annotations__ if x not in ("seed", *REPORTS, *MAY_CHANGE)
@@ -840,9 +840,10 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     c, place = run.config, shlex.quote(os.path.relpath(run.folder))
     again = f"{place} --env {c.env}" if ":" in c.env else place
     limit = run.env.spec.max_episode_steps
+    length = f"at most {limit} steps" if limit else "no time limit known"
     print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, random until "
-          f"{c.warmup:,}\ntime limit: {limit or 'none known'}; threads: {torch.get_num_threads()}; "
-          f"replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
+          f"{c.warmup:,}\nepisodes: {length}; threads: {torch.get_num_threads()}; replay: up to "
+          f"{run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
 
     def stop(number, _):
         # The first signal stops at the end of the episode, a second one now: by KeyboardInterrupt
@@ -985,8 +986,10 @@ def main(argv=None):
             code = 1 if isinstance(error, FloatingPointError) else 2
             text = str(error) or repr(error)
         except BaseException as error:  # an environment may even call sys.exit()
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            code, text = 3, f"{error!r} in {where.filename}, line {where.lineno}"
+            calls = traceback.extract_tb(error.__traceback__)
+            here = ", ".join(str(x.lineno) for x in calls if x.filename.endswith("sac.py"))
+            code, text = 3, (f"{error!r} in {calls[-1].filename}, line {calls[-1].lineno}, "
+                             f"through lines {here} of sac.py")
         with contextlib.suppress(OSError):
             print("sac.py:", text.partition("\n")[0], file=sys.stderr)
         return code
