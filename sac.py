@@ -24,14 +24,14 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Differences from the paper. In brackets: the return on HalfCheetah-v4 without each, at 100,000 steps
-(mean and sd of seeds 11 to 13; with all of them 6,612 +- 490):
+Differences from the paper. In brackets: the return on HalfCheetah-v4 at 100,000 steps if only this
+one is undone (mean and sd of seeds 11 to 13; as the file stands: 6,612 +- 490):
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
-- The first 5,000 actions are random, without learning, for diverse batches (1,000: 5,507 +- 747).
+- The first 5,000 actions are random, without learning: diverse batches (1,000: 5,507 +- 747).
 - log_std is clamped softly; a hard clamp has no gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
-- A terminated episode stops bootstrapping: the paper has no terminal states.
+- A terminal state does not bootstrap; the paper has none.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -75,8 +75,8 @@ class Config:
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
     save_every: int = 50_000  # steps between saves
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0: one per core, up to 4, if a short test gains by it, else 1
-    matmul_precision: str = "auto"  # highest, high, medium; auto: the fastest that is exact here
+    threads: int = 0  # CPU threads; 0: up to 4 if a short test shows that it is faster, else 1
+    matmul_precision: str = "auto"  # highest, high, medium; auto: medium if it is exact here
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -169,13 +169,12 @@ class SAC:
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
         self.generator = torch.Generator(config.device).manual_seed(config.seed + 1000)  # all noise
         with torch.random.fork_rng(devices=[]):  # initial weights; global state stays as it was
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)
             self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(config.device)
             self.critic = self.make_critic().to(config.device)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
-        learned = config.alpha is None
-        alpha = torch.tensor(1.0 if learned else config.alpha, device=config.device)
+        alpha = torch.tensor(1.0 if config.alpha is None else config.alpha, device=config.device)
         self.log_alpha = alpha.log().requires_grad_()  # we learn log(alpha): alpha stays > 0
         target = config.target_entropy
         self.target_entropy = -float(action_dim) if target is None else target
@@ -183,8 +182,7 @@ class SAC:
         adam = torch.optim.Adam
         self.critic_optimizer = adam(self.critic.parameters(), config.critic_lr, fused=True)
         self.actor_optimizer = adam(self.actor.parameters(), config.actor_lr, fused=True)
-        alpha_lr = config.alpha_lr if learned else 0.0  # with rate 0, alpha stays fixed
-        self.alpha_optimizer = adam([self.log_alpha], alpha_lr, fused=True)
+        self.alpha_optimizer = adam([self.log_alpha], config.alpha_lr, fused=True)
         self.updates = 0
 
     def make_critic(self):
@@ -251,7 +249,8 @@ class SAC:
         descend(actor_loss, self.actor_optimizer)  # the critics' weights get no gradient
 
         alpha_loss = self.alpha_loss(log_prob)
-        descend(alpha_loss, self.alpha_optimizer)
+        if self.config.alpha is None:  # else it stays as given
+            descend(alpha_loss, self.alpha_optimizer)
 
         self.updates += 1
         self.update_target()
@@ -341,7 +340,7 @@ class Run:
         dims = self.env.observation_space.shape + self.env.action_space.shape  # O, A
         self.agent = VARIANTS[config.variant](*dims, config)
         capacity = min(config.buffer_size, config.steps)
-        # The environment has the seed itself. Equal seeds would give equal random numbers
+        # The environment uses the seed itself: offsets keep the random streams apart
         self.buffer = ReplayBuffer(*dims, capacity, config.seed + 2000, config.device)
         self.rng = np.random.default_rng(config.seed + 3000)  # for warm-up actions
         self.step = 0
@@ -513,7 +512,7 @@ class Run:
         return run
 
 def evaluate(agent, env, episodes, seed):
-    """Undiscounted returns (episodes,) of the action tanh(mean). Draws none of training's noise."""
+    """Undiscounted returns (episodes,) of the action tanh(mean). Uses none of training's noise."""
     returns = np.zeros(episodes)
     for i in range(episodes):
         obs, _ = env.reset(seed=seed if i == 0 else None)
@@ -526,7 +525,7 @@ def evaluate(agent, env, episodes, seed):
 
 # 7. Variants: SAC with one idea changed or removed
 class SingleQ(SAC):
-    """One critic for target and actor, as in DDPG: expect Q to overestimate the return."""
+    """Only the first critic counts, as in DDPG: expect Q to overestimate the return."""
     def combine(self, q):
         return q[0]
 
@@ -645,7 +644,7 @@ def make_env(env, render_mode=None):
     if not floats or not box.is_bounded() or (box.low >= box.high).any():
         raise UsageError(f"{name} has actions {box}; SAC needs a continuous Box, finite low < high")
     if images:
-        raise UsageError(f"{name} observes images; these networks take flat vectors")
+        raise UsageError(f"{name} has image observations; these networks take flat vectors")
 
     def rescale(action):
         a = np.asarray(action, np.float64).reshape(box.shape)
@@ -841,9 +840,9 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     again = f"{place} --env {c.env}" if ":" in c.env else place
     limit = run.env.spec.max_episode_steps
     length = f"at most {limit} steps" if limit else "no time limit known"
-    print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, random until "
-          f"{c.warmup:,}\nepisodes: {length}; threads: {torch.get_num_threads()}; replay: up to "
-          f"{run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
+    print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, random actions "
+          f"until step {c.warmup:,}\nepisodes: {length}; threads: {torch.get_num_threads()}; "
+          f"replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
 
     def stop(number, _):
         # The first signal stops at the end of the episode, a second one now: by KeyboardInterrupt
@@ -950,7 +949,7 @@ def parse(argv):
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 29, 100),
         epilog="variants:\n" + "\n".join(f"  {x:13}{VARIANTS[x].__doc__}" for x in VARIANTS))
     for name, default, text in re.findall(r"(\w+): .* = (.*)  # (.*)", inspect.getsource(Config)):
-        text += f" ({default})".replace('"', "").replace("_", ",").removesuffix(" (None)")
+        text += f" ({default})".replace('"', "").removesuffix(" (None)")
         parser.add_argument("--" + name.replace("_", "-"), metavar="X", help=text)
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="folder of the run (runs/ENV/VARIANT-seedN, then -2, -3)")
