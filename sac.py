@@ -840,9 +840,10 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     again = f"{place} --env {c.env}" if ":" in c.env else place
     limit = run.env.spec.max_episode_steps
     length = f"at most {limit} steps" if limit else "no time limit known"
-    print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, random actions "
-          f"until step {c.warmup:,}\nepisodes: {length}; threads: {torch.get_num_threads()}; "
-          f"replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
+    print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, "
+          f"random actions until step {c.warmup:,}\nepisodes: {length}; threads: "
+          f"{torch.get_num_threads()}; replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; "
+          f"results: {place}", flush=True)
 
     def stop(number, _):
         # The first signal stops at the end of the episode, a second one now: by KeyboardInterrupt
