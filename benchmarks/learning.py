@@ -128,12 +128,13 @@ def figure(name, sources):
     picture = Figure(figsize=(6 * len(envs), 4.5), layout="constrained")
     for panel, env in zip(picture.subplots(1, len(envs), squeeze=False)[0], envs):
         panel.set_prop_cycle(color=sac.COLOURS)
-        for label, seeds in groups.items():
-            if label.split(",")[0] != env:
-                continue
+        here = {label: label.split(", ")[1:] for label in groups if label.split(",")[0] == env}
+        shared = set.intersection(*map(set, here.values())) if len(here) > 1 else set()
+        for label, settings in here.items():
+            seeds = groups[label]
             steps = sorted(set.intersection(*map(set, seeds.values())))
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
-            n, words = len(values), label.partition(", ")[2].replace(", ", "\n")
+            n, words = len(values), "\n".join(x for x in settings if x not in shared) or "the rest"
             label_of = (
                 f"{words}: mean of {n} seeds, 95% interval" if n > 1 else f"{words}: one seed"
             )
@@ -145,7 +146,8 @@ def figure(name, sources):
         limit = panel.get_xlim()[1]
         known = {step: x for step, x in PUBLISHED.get(env, {}).items() if step <= limit}
         if known:
-            panel.plot(known.keys(), known.values(), "kx--", label="published SAC (10 seeds)")
+            style = "kx--" if len(known) > 1 else "kx"
+            panel.plot(known.keys(), known.values(), style, label="published SAC (10 seeds)")
         panel.set(title=env, xlabel="environment steps", ylabel="evaluation return")
         panel.grid(alpha=0.3)
         for axis in (panel.xaxis, panel.yaxis):

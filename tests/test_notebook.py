@@ -193,11 +193,12 @@ near(bisect(entropy, 0.1, 0.8), 0.25811, 1e-4), near(bisect(entropy, 0.9, 4.0), 
 near(LEARNED[2999, 0], 10 * paper**2, 1e-5), near(LEARNED[-1, 1], paper, 1e-4)
 near(FIXED[-1, 1], paper / math.sqrt(10), 1e-4), near(FIXED[-1, 2], -1 - math.log(10) / 2, 1e-4)
 near(RACE[-1], -2.36, 0.01), near(RACE_LOG[-1], -3, 0.001)
-riser, trace = sac.SAC(1, 1, sac.Config(hidden=1)), []
-for _ in range(6000):  # entropy 2 nats below its target
-    sac.descend(riser.alpha_loss(torch.tensor([3.0])), riser.alpha_optimizer)
-    trace.append(riser.log_alpha.item())
-near((trace[-1] - trace[2999]) / 3000, rising, 1e-5)
+for lr, times in rising.items():  # entropy 2 nats below its target
+    riser, trace = sac.SAC(1, 1, sac.Config(hidden=1, alpha_lr=lr)), []
+    for _ in range(9000):
+        sac.descend(riser.alpha_loss(torch.tensor([3.0])), riser.alpha_optimizer)
+        trace.append(riser.log_alpha.item())
+    near((trace[-1] - trace[7999]) / 1000, times * lr, 1e-6)
 for d, expected in ((1, 4), (6, 4)):
     near(SAMPLED[d][0].var(), expected, 0.1)
 near(BASELINE[1], 42, 1), near(BASELINE[6], 132, 4)
