@@ -268,6 +268,9 @@ def test_an_environment_that_fails_costs_nothing(call, wrong):
     code, out, errors = call(*flags)
     assert code == 3 and errors.count("\n") == 1
     assert "a bug of its own" in errors and "toys.py, line" in errors
+    lines = SCRIPT.read_text(encoding="utf-8").split("\n")
+    (step,) = (i for i, line in enumerate(lines, 1) if "self.env.step(action)" in line)
+    assert f", {step} of sac.py" in errors
     assert f"to continue:  python sac.py --resume run --env toys:Nan-{wrong}-v0" in out
     with pytest.warns(UserWarning, match="inside an episode"):
         assert sac.Run.load("run", env=f"toys:Nan-{wrong}-v0").step == 94
