@@ -75,11 +75,8 @@ def read(source):
 def setting(config):
     """A run's settings in words: its environment, its variant, and what is not the default."""
     usual = vars(sac.Config())
-    names = [
-        x
-        for x in usual
-        if x not in ("env", "variant", "seed", "device", *sac.REPORTS, *sac.MAY_CHANGE)
-    ]
+    named = ("env", "variant", "seed", "device", *sac.REPORTS, *sac.MAY_CHANGE)
+    names = [x for x in usual if x not in named]
     odd = [f"{x} {config[x]:g}" for x in names
            if isinstance(config[x], (int, float)) and config[x] != usual[x]]  # fmt: skip
     return ", ".join([config["env"], config["variant"], *odd])
@@ -134,11 +131,10 @@ def figure(name, sources):
             seeds = groups[label]
             steps = sorted(set.intersection(*map(set, seeds.values())))
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
-            n, words = len(values), "\n".join(x for x in settings if x not in shared) or "the rest"
-            label_of = (
-                f"{words}: mean of {n} seeds, 95% interval" if n > 1 else f"{words}: one seed"
-            )
-            (line,) = panel.plot(steps, values.mean(0), label=label_of)
+            n = len(values)
+            words = "\n".join(x for x in settings if x not in shared) or "otherwise as usual"
+            words += f": mean of {n} seeds, 95% interval" if n > 1 else ": one seed"
+            (line,) = panel.plot(steps, values.mean(0), label=words)
             if n > 1:
                 half = T95.get(n, 2.0) * values.std(0, ddof=1) / np.sqrt(n)
                 band = values.mean(0) - half, values.mean(0) + half
