@@ -52,6 +52,13 @@ PUBLISHED = {
     "Ant-v4": {100_000: 747, 200_000: 2296, 500_000: 4971, 1_000_000: 5732},
     "Humanoid-v4": {100_000: 632, 200_000: 994, 500_000: 3276, 1_000_000: 4824},
 }
+PUBLISHED_SD = {  # the same file's sample sd over its seeds, where it is known
+    "HalfCheetah-v4": {100_000: 700, 300_000: 960, 1_000_000: 1100},
+    "Hopper-v4": {100_000: 368, 1_000_000: 866},
+    "Walker2d-v4": {1_000_000: 495},
+    "Ant-v4": {1_000_000: 672},
+    "Humanoid-v4": {1_000_000: 1679},
+}
 
 
 def read(source):
@@ -142,8 +149,11 @@ def figure(name, sources):
         limit = panel.get_xlim()[1]
         known = {step: x for step, x in PUBLISHED.get(env, {}).items() if step <= limit}
         if known:
+            spread = PUBLISHED_SD.get(env, {})
+            half = [T95[10] * spread.get(step, 0) / np.sqrt(10) for step in known]
+            words = "published SAC: mean of 10 seeds" + (", 95% interval" if any(half) else "")
             style = "kx--" if len(known) > 1 else "kx"
-            panel.plot(known.keys(), known.values(), style, label="published SAC (10 seeds)")
+            panel.errorbar(list(known), list(known.values()), half, fmt=style, label=words)
         panel.set(title=env, xlabel="environment steps", ylabel="evaluation return")
         panel.grid(alpha=0.3)
         for axis in (panel.xaxis, panel.yaxis):
