@@ -27,11 +27,11 @@ targets move per update). Shapes: B batch, O observation, A action; (2,B) has on
 Differences from the paper. In brackets: the return on HalfCheetah-v4 at 100,000 steps if only this
 one is undone (mean and sd of seeds 11 to 13; as the file stands: 6,612 +- 490):
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
-- The first 5,000 actions are random, without learning: diverse batches (1,000: 5,507 +- 747).
+- 5,000 random actions come before learning, for diverse batches (1,000: 5,507 +- 747: unclear).
 - log_std is clamped softly; a hard clamp has no gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
-- A terminal state does not bootstrap; the paper has none.
+- Terminal states do not bootstrap; the paper omits them.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -85,6 +85,8 @@ class Config:
             raise UsageError("--actor-samples only applies to --variant reinforce")
         if self.alpha and self.variant in ("no-entropy", "ddpg"):
             raise UsageError(f"--variant {self.variant} fixes alpha at 0: drop --alpha")
+        if None not in (self.alpha, self.target_entropy):
+            raise UsageError("--target-entropy is for a learned alpha: drop it, or --alpha")
 
 # 2. Actor: a Gaussian squashed by tanh
 def mlp(layer, inputs, hidden, outputs):
@@ -289,7 +291,7 @@ class ReplayBuffer:
     """The last `capacity` transitions, each a row of one array, so that a batch is one lookup."""
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
-        rows = np.zeros((capacity, sum(self.widths)), np.float32)  # memory is used as it fills
+        rows = np.zeros((capacity, sum(self.widths)), np.float32)  # memory grows as it fills
         self.rows = torch.from_numpy(rows).to(device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.added = 0
@@ -330,8 +332,8 @@ class Run:
     new, the run is saved there about every `save_every` steps and whenever the loop ends.
     """
     def __init__(self, config, env=None, folder=None):
-        if callable(env):
-            config = replace(config, env=getattr(env, "__name__", "custom"))
+        if env:
+            config = replace(config, env=getattr(env, "__name__", str(env)))
         self.config = config
         self.env = gym.wrappers.RecordEpisodeStatistics(make_env(env or config.env))
         self.eval_env = make_env(env or config.env)
@@ -347,7 +349,7 @@ class Run:
         self.obs = None  # None: the next step starts an episode
         self.between_episodes = True  # only then can a save resume exactly
         self.stopping = 0  # the signal, once one has asked to stop at the episode's end
-        self.ending = False  # True: the loop is over and saves
+        self.ending = False  # True while the last save runs
         self.row = dict.fromkeys(COLUMNS, math.nan)
         self.row.update(step=0, episodes=0, seconds=0)
         self.history = []  # a copy of the row at each report
@@ -358,7 +360,7 @@ class Run:
     def __iter__(self):
         try:
             while True:
-                row = self.report()  # comes first: a resumed run may owe an evaluation
+                row = self.report()  # first: a resumed run may have an evaluation due
                 if self.folder:
                     self.save_if_due(row)
                 if row:
@@ -403,9 +405,9 @@ class Run:
         largest = np.abs([obs, next_obs]).max()
         self.check_finite(observation=largest, reward=np.float32(reward), **metrics)
         if terminated or truncated:
-            self.between_episodes = True
             self.row["episodes"] += 1
             self.row.update(train_return=info["episode"]["r"], train_length=info["episode"]["l"])
+            self.between_episodes = True
         else:
             self.obs = next_obs
         self.row["seconds"] += time.perf_counter() - start
@@ -445,7 +447,7 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """When due: saves, between episodes if they end at all. Otherwise writes the new row."""
+        """Saves when due, if possible between episodes; otherwise writes the new row."""
         patience = 0 if self.between_episodes else LONGEST
         try:
             if self.step - self.saved_at >= self.config.save_every + patience:
@@ -458,12 +460,12 @@ class Run:
     def save(self, folder=None):
         """Saves all that `load` needs; OSError if it fails, UsageError if `folder` exists."""
         path = Path(folder or self.folder).absolute()
-        if path != self.folder and path.exists():  # ignore what a killed first save left: *.tmp
+        if path != self.folder and path.exists():  # ignore the *.tmp of a killed first save
             if {file.suffix for file in path.iterdir()} - {".tmp"}:
                 raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
         learned = itertools.chain(self.agent.actor.parameters(), self.agent.critic.parameters())
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # set first: a failure must wait too
+        self.folder, self.saved_at = path, self.step  # first: no retry at every step
         path.mkdir(parents=True, exist_ok=True)
         generator = self.env.unwrapped.np_random.bit_generator  # its state may hold arrays
         state = {
@@ -489,7 +491,7 @@ class Run:
         for name in changes:
             saved = getattr(state["config"], name)
             if name not in MAY_CHANGE and getattr(config, name) != saved:
-                raise UsageError(f"{folder} has {name} {saved}; for another, start a new run")
+                raise UsageError(f"{folder} has {name} {saved}; only a new run can change it")
         done = state.get("step")
         if done not in range(config.steps + 1):
             raise UsageError(f"{folder} has done {done} steps already: raise --steps")
@@ -624,7 +626,7 @@ def make_env(env, render_mode=None):
     """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if bad."""
     name = getattr(env, "__name__", env)
     if isinstance(env, str) and not re.search(r"-v\d+$", env):
-        raise UsageError(f"{env} is no full id such as Hopper-v4 (if it was made in Python: "
+        raise UsageError(f"{env} is not a full id like Hopper-v4 (if it was made in Python: "
                          f"sac.Run.load(folder, env={env}))")
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
@@ -642,7 +644,7 @@ def make_env(env, render_mode=None):
             env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
     floats = isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and box.low.size > 0
     if not floats or not box.is_bounded() or (box.low >= box.high).any():
-        raise UsageError(f"{name} has actions {box}; SAC needs a continuous Box, finite low < high")
+        raise UsageError(f"{name}: SAC needs a continuous Box with finite low < high, not {box}")
     if images:
         raise UsageError(f"{name} has image observations; these networks take flat vectors")
 
@@ -654,12 +656,12 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # steps after which evaluations cut an episode off, and saves do not wait for it
+LONGEST = 10_000  # steps after which evaluations cut an episode and saves stop waiting for it
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
 MAY_CHANGE = ("steps", "stop_at", "save_every", "threads")  # on --resume
-REPORTS = ("log_every", "eval_every", "eval_episodes")  # change nothing that is learned
+REPORTS = ("log_every", "eval_every", "eval_episodes")  # do not affect what is learned
 LIMITS = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "medium"),
           "device": ("cpu", "cuda", "mps"), "seed": (0, 2**32 - 1), "warmup": (0, 1e9),
           "threads": (0, 1024), "hidden": (1, 1e4), "gamma": (0, 1), "tau": (1e-9, 1),
@@ -678,7 +680,7 @@ def check(name, kind, x):
         value = float(x)
         if low <= value <= high and (value.is_integer() or not whole):
             return int(value) if whole else value
-    raise UsageError(f"{flag} must be a {whole}number from {low:g} to {high:g}, not {x}")
+    raise UsageError(f"{flag} must be a {whole}number from {low:.10g} to {high:.10g}, not {x}")
 
 def configure_torch(config):
     """Sets this process's threads and precision, and returns the config with those threads.
@@ -688,7 +690,7 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    # On some CPUs "medium" is exact and much faster; on others it rounds, and then a @ I is not a
+    # On some CPUs "medium" is exact and much faster; on others it rounds: a @ I differs from a
     torch.set_float32_matmul_precision("medium")
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)
@@ -702,7 +704,7 @@ def configure_torch(config):
             seconds[count] = timeit.timeit(lambda: a @ a, number=300)
         threads = many if seconds[many] < 0.8 * seconds[1] else 1
     torch.set_num_threads(threads)
-    torch.empty(7_900_000)  # once freed, glibc reuses blocks up to its 32 MB: updates 20% faster
+    torch.empty(7_900_000)  # freeing it makes glibc keep blocks up to 32 MB: updates 20% faster
     return replace(config, threads=threads)
 
 # 9. Checkpoints
@@ -721,7 +723,7 @@ def write(path, content):
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # x: never through an existing link
+        with open(temporary, "xb") as file:  # x: fails if a link is there
             content(file)
             file.flush()
             os.fsync(file.fileno())
@@ -737,7 +739,7 @@ def read_checkpoint(folder, env=None):
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
     with refusing(f"{path} is damaged or from the first edition of sac.py"):
         with zipfile.ZipFile(path) as archive:
-            # Ours have no compression (a bomb could fill the memory) and no file attributes
+            # We write neither compression (a bomb could fill the memory) nor file attributes
             odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
             if odd or archive.testzip():
                 raise ValueError("damaged or tampered with")
@@ -773,7 +775,7 @@ def read_reports(run):
         return Config(**about["config"]), rows[COLUMNS]
 
 def plot_runs(runs):
-    """A matplotlib Figure of Runs, or of their folders; seeds of one setting: mean and range."""
+    """A matplotlib Figure of Runs or their folders; per setting, the seeds' mean and range."""
     from matplotlib.figure import Figure  # pyplot would take a second to import
     read, groups = [(run, *read_reports(run)) for run in runs], {}
     names = [x for x in Config.__annotations__ if x not in ("seed", *REPORTS, *MAY_CHANGE)
@@ -789,12 +791,12 @@ def plot_runs(runs):
             warnings.warn(f"{run} has no rows yet: skipped")
     figure = Figure(figsize=(8.5, 5), dpi=160, layout="constrained")  # for a slide
     for panel, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items()):
-        panel.set_prop_cycle(color=COLOURS, linestyle=("-", "--", "-.", ":", "-", "--"))
+        panel.set_prop_cycle(color=COLOURS * 2, linestyle=("-", "--", "-.", ":") * 3)
         at, marker = ("eval_step", ".") if name == "eval_return" else ("step", "")
         for label, seeds in groups.items():
             curves = [{x[at]: x[name] for x in rows if math.isfinite(x[name])}
                       for rows in seeds.values()]
-            steps = sorted(set.intersection(*map(set, curves)))  # which every seed has
+            steps = sorted(set.intersection(*map(set, curves)))  # common to every seed
             values = np.array([[curve[step] for step in steps] for curve in curves])
             panel.plot(steps, values.mean(0), marker=marker, label=f"{label} (n = {len(seeds)})")
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
@@ -813,7 +815,7 @@ def open_run(flags, out=None, resume=None):
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     if resume:
         saved = read_checkpoint(resume, flags.get("env"))["config"]
-        configure_torch(replace(saved, **flags))
+        flags["threads"] = configure_torch(replace(saved, **flags)).threads
         return Run.load(resume, **flags)
     config = Config(**flags)
     name = re.sub(r"[^\w.-]", "-", config.env) + f"/{config.variant}-seed{config.seed}"
@@ -846,7 +848,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
           f"results: {place}", flush=True)
 
     def stop(number, _):
-        # The first signal stops at the end of the episode, a second one now: by KeyboardInterrupt
+        # The first signal stops at the episode's end; a second one raises KeyboardInterrupt
         if run.ending:
             return  # it is saving already
         if run.stopping:
@@ -855,10 +857,10 @@ def train(out=None, resume=None, tensorboard=False, **flags):
         if hasattr(signal, "alarm") and (number != signal.SIGINT or not limit):
             signal.alarm(7)  # SIGALRM calls this again in 7 seconds: the second signal
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
-            print("\nstopping at the end of the episode; again to stop now", flush=True)
+            print("\nstopping at the end of the episode; repeat to stop now", flush=True)
 
     caught = [x for x in signal.Signals if x.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
-              and signal.getsignal(x) != signal.SIG_IGN]  # as nohup sets SIGHUP
+              and signal.getsignal(x) != signal.SIG_IGN]  # like SIGHUP under nohup
     handlers = {x: signal.signal(x, stop) for x in caught}
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
@@ -883,7 +885,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
             signal.alarm(0)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if not run.finished:
+        if not run.finished and run.folder:  # None after NaN
             print(f"\nto continue:  python sac.py --resume {again}")
     if not run.finished:
         return 128 + run.stopping
@@ -920,7 +922,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
         stage = gym.wrappers.TransformObservation(stage, look, stage.observation_space)
         with contextlib.suppress(AttributeError, KeyError):  # MuJoCo only
             stage.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
-            stage.unwrapped.mujoco_renderer.camera_id = 0  # the camera that follows the runner
+            stage.unwrapped.mujoco_renderer.camera_id = stage.unwrapped.model.camera("track").id
             stage.unwrapped.model.geom("floor").size *= 9  # so that nobody runs off its edge
             stage.unwrapped.model.mat_texrepeat *= 9
     while len(returns) < episodes:

@@ -155,7 +155,7 @@ def short(flags):
         ("--env HalfCheetha-v4", ["HalfCheetha", "`HalfCheetah`"]),
         ("--env LunarLanderContinuous-v2", ["LunarLanderContinuous-v3"]),
         ("--env no_such_module:Any-v0", ["no_such_module"]),
-        ("--env HalfCheetah", ["HalfCheetah", "full id such as Hopper-v4"]),
+        ("--env HalfCheetah", ["HalfCheetah", "full id like Hopper-v4"]),
         ("--env CartPole-v1", ["CartPole-v1", "Discrete(2)", "continuous"]),
         ("--env toys:Whole-v0", ["Whole-v0", "continuous"]),
         ("--env toys:Unbounded-v0", ["Unbounded-v0", "inf", "finite low"]),
@@ -256,7 +256,7 @@ def test_nan_stops_the_run_and_keeps_the_last_save(call, what):
     assert result[0] == 1 and len(errors) == 1 and what in errors[0], result
     assert "step 9" in errors[0] or what == "loss"
     env = f"toys:Nan-{what}-v0"
-    assert f"to continue:  python sac.py --resume run --env {env}" in result[1]
+    assert "to continue" not in result[1]  # it would meet the same NaN again
     assert sac.Run.load("run", env=env).step == 80  # not 100: by then the loss was infinite
 
 
@@ -498,6 +498,9 @@ def test_an_environment_that_changes_the_directory_moves_no_file(call):
     [
         ("--variant no-entropy --alpha 0.5", ["no-entropy", "--alpha"]),
         ("--variant ddpg --alpha 0.5", ["ddpg", "--alpha"]),
+        ("--alpha 0.2 --target-entropy -3", ["--target-entropy", "--alpha"]),
+        ("--variant no-entropy --target-entropy -3", ["--target-entropy", "--alpha"]),
+        ("--seed -1", ["--seed", "0 to 4294967295"]),
         ("--actor-samples 10", ["--actor-samples", "reinforce"]),
         (f"--seed {2**64}", ["--seed"]),
         ("--threads 1000000", ["--threads"]),
@@ -753,11 +756,16 @@ def test_plots_join_seeds_and_name_what_differs(call):
     assert list(line.get_xdata()) == list(tables[0]["step"][learning])
     right = (tables[0]["q_mean"] + tables[1]["q_mean"])[learning] / 2
     np.testing.assert_allclose(line.get_ydata(), right)
+    about = Path(folders[0], "config.json")
+    for i in range(3, 9):  # six more settings
+        shutil.copytree(folders[0], f"run{i}")
+        Path(f"run{i}", "config.json").write_text(about.read_text().replace("0.99", f"0.{i}1"))
+    lines = sac.plot_runs([*folders, *(f"run{i}" for i in range(3, 9))]).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 8
     for name in ("comparison.png", "comparison-2.png"):
         assert call("--plot", *folders)[1] == f"wrote {name}\n" and Path(name).exists()
     for name in ("comparison.png", "comparison", "comparison.xyz"):
         assert_refused(call("--plot", *folders, "--out", name), name, "--out")
-    about = Path(folders[0], "config.json")
     about.write_text(about.read_text().replace("eval_every", "eval_evary"))
     assert_refused(call("--plot", *folders, "--out", "other.png"), folders[0], "not the folder")
 
@@ -770,23 +778,27 @@ def test_a_picture_is_not_written_through_a_link(call):
     assert not Path("../elsewhere.png").exists()
 
 
-def test_the_camera_of_a_film_follows_the_runner(call):
-    """Catches a film whose runner soon leaves the picture, and smooth edges that take minutes."""
-    Path("../modules/filmed.py").write_text(
+@pytest.mark.parametrize("camera", ["track", "other"])
+def test_the_camera_of_a_film_follows_the_runner(call, camera):
+    """Catches a film whose runner soon leaves the picture, smooth edges that take minutes, and
+    a model without that camera that cannot be filmed."""
+    Path(f"../modules/filmed_{camera}.py").write_text(
         "import types, gymnasium as gym, toys\n"
         "class Filmed(toys.Toy):\n"
         "    def __init__(self, **named):\n"
         "        super().__init__(**named)\n"
         "        quality = types.SimpleNamespace(offsamples=4)\n"
         "        self.model = types.SimpleNamespace(vis=types.SimpleNamespace(quality=quality))\n"
+        f"        cameras = {{'{camera}': types.SimpleNamespace(id=3)}}\n"
+        "        self.model.camera = cameras.__getitem__\n"
         "        self.mujoco_renderer = types.SimpleNamespace(camera_id=-1)\n"
         "    def render(self):\n"
-        "        assert self.mujoco_renderer.camera_id == 0\n"
+        f"        assert self.mujoco_renderer.camera_id == {3 if camera == 'track' else -1}\n"
         "        assert self.model.vis.quality.offsamples == 0\n"
         "        return super().render()\n"
-        "gym.register('Filmed-v0', entry_point=Filmed)\n"
+        f"gym.register('Filmed-{camera}-v0', entry_point=Filmed)\n"
     )
-    filmed = ["--env", "filmed:Filmed-v0"]
+    filmed = ["--env", f"filmed_{camera}:Filmed-{camera}-v0"]
     assert call(*SHORT, *filmed, "--out", "run")[0] == 0
     assert call("--play", "run", *filmed, "--video", "film.gif")[0] == 0
     assert len(frames("film.gif")) == 4

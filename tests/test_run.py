@@ -638,6 +638,8 @@ def test_a_constructor_without_render_mode_will_do():
         assert train(env="Plain-v0", steps=60).step == 60
         with pytest.raises(sac.UsageError, match="render_mode"):
             sac.make_env("Plain-v0", "rgb_array")
+        run = sac.Run(sac.Config(steps=60, hidden=8), env="Plain-v0")
+        assert run.config.env == "Plain-v0"  # and so does its save, not Config's default
     finally:
         gym.registry.pop("Plain-v0")
 
