@@ -333,7 +333,8 @@ class Run:
     """
     def __init__(self, config, env=None, folder=None):
         if env:
-            config = replace(config, env=getattr(env, "__name__", str(env)))
+            name = env if isinstance(env, str) else getattr(env, "__name__", "custom")
+            config = replace(config, env=name)
         self.config = config
         self.env = gym.wrappers.RecordEpisodeStatistics(make_env(env or config.env))
         self.eval_env = make_env(env or config.env)

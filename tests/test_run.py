@@ -640,6 +640,8 @@ def test_a_constructor_without_render_mode_will_do():
             sac.make_env("Plain-v0", "rgb_array")
         run = sac.Run(sac.Config(steps=60, hidden=8), env="Plain-v0")
         assert run.config.env == "Plain-v0"  # and so does its save, not Config's default
+        made = functools.partial(gym.make, "Plain-v0")  # has no name, only an address
+        assert sac.Run(sac.Config(steps=60, hidden=8), env=made).config.env == "custom"
     finally:
         gym.registry.pop("Plain-v0")
 
