@@ -212,6 +212,7 @@ TRIALS = {
     "start0.2": "",  # alpha is learned, from 0.2
     "tau0.01": "--tau 0.01",
     "half": "--target-entropy {half}",  # -A/2
+    "tianshou": "--alpha 0.2 --actor-lr 1e-3 --warmup 10000",  # Tianshou's published settings
 }
 HALF = {"Hopper-v4": -1.5, "Walker2d-v4": -3, "HalfCheetah-v4": -3}
 
