@@ -24,14 +24,14 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Differences from the paper. In brackets: the return on HalfCheetah-v4 at 100,000 steps if only this
-one is undone (mean and sd of seeds 11 to 13; as the file stands: 6,612 +- 490):
+Differences from the paper. In brackets: the return on HalfCheetah-v4 after 100,000 steps with only
+that change undone (mean +- sd of seeds 11 to 13; with all changes: 6,612 +- 490):
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
 - 5,000 random actions come before learning, for diverse batches (1,000: 5,507 +- 747: unclear).
-- log_std is clamped softly; a hard clamp has no gradient outside (6,324 +- 654: no clear effect).
+- log_std is clamped softly; a hard clamp has zero gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
-- Terminal states do not bootstrap; the paper omits them.
+- Targets do not bootstrap from terminal states; the paper leaves termination out.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -75,8 +75,8 @@ class Config:
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
     save_every: int = 50_000  # steps between saves
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0: up to 4 if a short test shows that it is faster, else 1
-    matmul_precision: str = "auto"  # highest, high, medium; auto: medium if it is exact here
+    threads: int = 0  # CPU threads; 0: up to 4 where a short test finds them faster, else 1
+    matmul_precision: str = "auto"  # highest, high, medium; auto: medium where it stays float32
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -86,7 +86,7 @@ class Config:
         if self.alpha and self.variant in ("no-entropy", "ddpg"):
             raise UsageError(f"--variant {self.variant} fixes alpha at 0: drop --alpha")
         if None not in (self.alpha, self.target_entropy):
-            raise UsageError("--target-entropy is for a learned alpha: drop it, or --alpha")
+            raise UsageError("--target-entropy only applies to a learned alpha; here it is fixed")
 
 # 2. Actor: a Gaussian squashed by tanh
 def mlp(layer, inputs, hidden, outputs):
@@ -169,8 +169,8 @@ class SAC:
     """Soft Actor-Critic; how it differs from the paper is listed at the top."""
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
-        self.generator = torch.Generator(config.device).manual_seed(config.seed + 1000)  # all noise
-        with torch.random.fork_rng(devices=[]):  # initial weights; global state stays as it was
+        self.generator = torch.Generator(config.device).manual_seed(config.seed + 1000)  # for noise
+        with torch.random.fork_rng(devices=[]):  # leaves the global generator as it was
             torch.default_generator.manual_seed(config.seed)
             self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(config.device)
             self.critic = self.make_critic().to(config.device)
@@ -225,7 +225,7 @@ class SAC:
         """J_Q = 1/2 E[(Q_1 - y)^2] + 1/2 E[(Q_2 - y)^2], a scalar (Eq. 5)."""
         y = self.td_target(batch)  # (B,) or (2,B)
         q = self.critic(batch.obs, batch.action)  # (2,B)
-        self.q_mean = q.detach().mean()  # for the log
+        self.q_mean = q.detach().mean()  # `update` logs it
         return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # expand_as rejects a y of (B,1)
 
     def actor_loss(self, obs):
@@ -251,7 +251,7 @@ class SAC:
         descend(actor_loss, self.actor_optimizer)  # the critics' weights get no gradient
 
         alpha_loss = self.alpha_loss(log_prob)
-        if self.config.alpha is None:  # else it stays as given
+        if self.config.alpha is None:  # otherwise alpha is fixed
             descend(alpha_loss, self.alpha_optimizer)
 
         self.updates += 1
@@ -260,20 +260,17 @@ class SAC:
                 "alpha_loss": alpha_loss.detach(), "entropy": -log_prob.detach().mean(),
                 "q_mean": self.q_mean}
 
-    def parts(self):
-        """The parts that have a state_dict of their own."""
-        return {"actor": self.actor, "actor_optimizer": self.actor_optimizer,
-                "critic": self.critic, "critic_optimizer": self.critic_optimizer,
-                "target_critic": self.target_critic, "alpha_optimizer": self.alpha_optimizer}
+    parts = ("actor", "critic", "target_critic",  # what is saved, besides numbers
+             "actor_optimizer", "critic_optimizer", "alpha_optimizer")
 
     def state_dict(self):
-        state = {name: part.state_dict() for name, part in self.parts().items()}
+        state = {name: getattr(self, name).state_dict() for name in self.parts}
         return {**state, "log_alpha": self.log_alpha.detach(), "updates": self.updates,
                 "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
+        for name in self.parts:
+            getattr(self, name).load_state_dict(state[name])
         self.log_alpha.data.copy_(state["log_alpha"])
         self.updates = state["updates"]
         self.generator.set_state(state["generator"])
@@ -291,8 +288,7 @@ class ReplayBuffer:
     """The last `capacity` transitions, each a row of one array, so that a batch is one lookup."""
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
-        rows = np.zeros((capacity, sum(self.widths)), np.float32)  # memory grows as it fills
-        self.rows = torch.from_numpy(rows).to(device)
+        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # memory grows with use
         self.generator = torch.Generator(device).manual_seed(seed)
         self.added = 0
 
@@ -315,7 +311,7 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice saves it all
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice would save all
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
@@ -325,7 +321,7 @@ class ReplayBuffer:
 
 # 6. Run: the training loop
 class Run:
-    """The training loop: iterate over it, and it yields a row (a dict) every `log_every` steps.
+    """The training loop. Iterating over it yields a row (a dict) every `log_every` steps.
 
     There is also a row at each evaluation. You can break out and iterate again to continue. `env`,
     a function that returns a new environment, overrides config.env. With a `folder`, which must be
@@ -336,7 +332,7 @@ class Run:
             name = env if isinstance(env, str) else getattr(env, "__name__", "custom")
             config = replace(config, env=name)
         self.config = config
-        self.env = gym.wrappers.RecordEpisodeStatistics(make_env(env or config.env))
+        self.env = gym.wrappers.RecordEpisodeStatistics(make_env(env or config.env), stats_key="ep")
         self.eval_env = make_env(env or config.env)
         if self.env.unwrapped is self.eval_env.unwrapped:
             raise UsageError("env must return a new environment on every call")
@@ -348,8 +344,8 @@ class Run:
         self.rng = np.random.default_rng(config.seed + 3000)  # for warm-up actions
         self.step = 0
         self.obs = None  # None: the next step starts an episode
-        self.between_episodes = True  # only then can a save resume exactly
-        self.stopping = 0  # the signal, once one has asked to stop at the episode's end
+        self.between_episodes = True  # only then can a saved run resume exactly
+        self.stopping = 0  # the first signal that asked to stop at the episode's end, or 0
         self.ending = False  # True while the last save runs
         self.row = dict.fromkeys(COLUMNS, math.nan)
         self.row.update(step=0, episodes=0, seconds=0)
@@ -407,7 +403,7 @@ class Run:
         self.check_finite(observation=largest, reward=np.float32(reward), **metrics)
         if terminated or truncated:
             self.row["episodes"] += 1
-            self.row.update(train_return=info["episode"]["r"], train_length=info["episode"]["l"])
+            self.row.update(train_return=info["ep"]["r"], train_length=info["ep"]["l"])
             self.between_episodes = True
         else:
             self.obs = next_obs
@@ -448,7 +444,7 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """Saves when due, if possible between episodes; otherwise writes the new row."""
+        """Saves if due, when possible between episodes; otherwise only writes the new row."""
         patience = 0 if self.between_episodes else LONGEST
         try:
             if self.step - self.saved_at >= self.config.save_every + patience:
@@ -466,9 +462,9 @@ class Run:
                 raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
         learned = itertools.chain(self.agent.actor.parameters(), self.agent.critic.parameters())
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # first: no retry at every step
+        self.folder, self.saved_at = path, self.step  # now: a failed save is not retried at once
         path.mkdir(parents=True, exist_ok=True)
-        generator = self.env.unwrapped.np_random.bit_generator  # its state may hold arrays
+        generator = self.env.unwrapped.np_random.bit_generator  # its state may contain arrays
         state = {
             "config": asdict(self.config), "versions": versions(), "history": self.history,
             "row": {name: float(x) for name, x in self.row.items()},
@@ -483,7 +479,7 @@ class Run:
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
 
-        It continues bit for bit as if it had never stopped. If it may not, a warning says why.
+        It continues bit for bit as if it had never stopped; where it cannot, a warning says why.
         """
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
@@ -499,11 +495,11 @@ class Run:
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
             run.step, run.history = done, state["history"]
-            run.row.update({name: state["row"][name] for name in COLUMNS})
+            run.row = {name: state["row"][name] for name in {**run.row, **state["row"]}}
             run.agent.load_state_dict(state["agent"])
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = json.loads(state["rng"])
-            run.env.reset(seed=config.seed)  # creates its generator, whatever its kind
+            run.env.reset(seed=config.seed)  # makes it create its generator, of whatever type
             run.env.unwrapped.np_random.bit_generator.state = json.loads(state["env_rng"])
             now, old = versions(), state["versions"]
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
@@ -546,7 +542,7 @@ class DoubleQ(MeanQ):
 class Reinforce(SAC):
     """Score-function gradient from K actions per state (Williams 1992), no baseline: noisy."""
     def actor_loss(self, obs):
-        """A loss with the expected gradient of J_pi (its value means nothing), and log_prob."""
+        """A loss whose expected gradient is J_pi's (its value means nothing), and log_prob."""
         obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O)
         mean, log_std = self.actor(obs)
         u = (mean + log_std.exp() * self.actor.noise(mean.shape)).detach()  # (K B,A)
@@ -567,12 +563,11 @@ class NoEntropy(SAC):
 
 class DDPG(NoEntropy):
     """SAC's ancestor (Lillicrap 2015): deterministic, one critic, added noise."""
+    parts = (*SAC.parts, "target_actor")
+
     def __init__(self, obs_dim, action_dim, config):
         super().__init__(obs_dim, action_dim, config)
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
-
-    def parts(self):
-        return {**super().parts(), "target_actor": self.target_actor}
 
     def act(self, obs, deterministic=False):
         action = super().act(obs, deterministic=True)
@@ -586,7 +581,7 @@ class DDPG(NoEntropy):
 
     def actor_loss(self, obs):
         q = self.critic(obs, torch.tanh(self.actor(obs)[0]))[0]  # (B,)
-        return -q.mean(), torch.zeros_like(q)  # it has no density: entropy is logged as 0
+        return -q.mean(), torch.zeros_like(q)  # no density, so entropy is logged as 0
 
     def update_target(self):
         super().update_target()
@@ -595,7 +590,7 @@ class DDPG(NoEntropy):
 class SmoothNoise(SAC):
     """Time-correlated exploration noise: it pushes in one direction for a while."""
     # Like DDPG's Ornstein-Uhlenbeck noise, or pink noise (Eberhard et al. 2023). Each eps is still
-    # N(0,1): eps_t = rho eps_(t-1) + sqrt(1 - rho^2) N(0,1). Learning samples as before
+    # N(0,1): eps_t = rho eps_(t-1) + sqrt(1 - rho^2) N(0,1). Gradient steps use fresh noise
     rho = 0.95
 
     def __init__(self, obs_dim, action_dim, config):
@@ -617,7 +612,7 @@ class UsageError(ValueError):
 
 @contextlib.contextmanager
 def refusing(what):
-    """Turns every error into a UsageError: third-party code and damaged files raise anything."""
+    """Turns any error into a UsageError: third-party code and damaged files can raise anything."""
     try:
         yield
     except Exception as error:
@@ -657,7 +652,7 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # steps after which evaluations cut an episode and saves stop waiting for it
+LONGEST = 10_000  # steps after which an evaluation ends an episode, and a save is no longer put off
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
@@ -684,10 +679,8 @@ def check(name, kind, x):
     raise UsageError(f"{flag} must be a {whole}number from {low:.10g} to {high:.10g}, not {x}")
 
 def configure_torch(config):
-    """Sets this process's threads and precision, and returns the config with those threads.
-
-    Call it before a Run is made. UsageError if the device is not available.
-    """
+    """Sets this process's threads and precision, before a Run is made, and returns the config with
+    those threads. UsageError if the device is not available."""
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
@@ -724,7 +717,7 @@ def write(path, content):
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # x: fails if a link is there
+        with open(temporary, "xb") as file:  # x: never writes through a link
             content(file)
             file.flush()
             os.fsync(file.fileno())
@@ -738,7 +731,7 @@ def read_checkpoint(folder, env=None):
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
-    with refusing(f"{path} is damaged or from the first edition of sac.py"):
+    with refusing(f"{path} is damaged, or from another sac.py, like its first edition"):
         with zipfile.ZipFile(path) as archive:
             # We write neither compression (a bomb could fill the memory) nor file attributes
             odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
@@ -803,11 +796,11 @@ def plot_runs(runs):
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
         panel.set_title(title)
         panel.grid(alpha=0.3)
-    figure.axes[3].set_yscale("symlog", linthresh=1e-3, subs=[2, 5])  # a log scale with a 0
+    figure.axes[3].set_yscale("symlog", linthresh=1e-3, subs=[2, 5])  # a log scale that can show 0
     figure.axes[3].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center")
     envs = ", ".join(sorted({config.env for _, config, _ in read}))
-    figure.supxlabel(f"steps in {envs} (line: mean of n seeds, band: lowest to highest)")
+    figure.supxlabel(f"steps in {envs} (mean of n seeds, lowest to highest; where all have one)")
     return figure
 
 def open_run(flags, out=None, resume=None):
@@ -866,7 +859,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
     try:
-        with contextlib.closing(iter(run)) as rows:  # whatever happens, it saves now, not later
+        with contextlib.closing(iter(run)) as rows:  # however it ends, it saves now, not later
             for row in rows:
                 line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
                 minutes = (c.steps - run.step) / row["steps_per_second"] / 60
@@ -899,7 +892,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "film.gif"), (".gif", ".webp")
     if episodes < 1 or (render and video):
-        raise UsageError("--episodes must be 1 or more; --render and --video exclude each other")
+        raise UsageError("--episodes must be 1 or more; and give --render or --video, not both")
     if video and (film.exists() or film.suffix not in kinds or not film.parent.is_dir()):
         raise UsageError(f"--video needs a new .gif or .webp in an existing folder, not {film}")
     if render and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}:
@@ -949,11 +942,11 @@ def parse(argv):
     """The flags that were given, as a dict; those of Config are read from its source."""
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS, argument_default=argparse.SUPPRESS, allow_abbrev=False,
-        description=__doc__.split("Source")[0],
+        description=(__doc__ or "").split("Source")[0],
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 29, 100),
         epilog="variants:\n" + "\n".join(f"  {x:13}{VARIANTS[x].__doc__}" for x in VARIANTS))
     for name, default, text in re.findall(r"(\w+): .* = (.*)  # (.*)", inspect.getsource(Config)):
-        text += f" ({default})".replace('"', "").removesuffix(" (None)")
+        text = f"{text} ({default})".replace('"', "").replace("%", "%%").removesuffix(" (None)")
         parser.add_argument("--" + name.replace("_", "-"), metavar="X", help=text)
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="folder of the run (runs/ENV/VARIANT-seedN, then -2, -3)")
@@ -973,7 +966,7 @@ def main(argv=None):
         warnings.showwarning = lambda text, *_: print(f"sac.py: {text}", file=sys.stderr)
         try:
             given = parse(argv)
-        except SystemExit as end:  # of argparse: --help or a mistake
+        except SystemExit as end:  # argparse exits after --help or a mistake
             return end.code
         try:
             job = next((x for x in (play, plot) if x.__name__ in given), train)

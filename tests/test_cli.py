@@ -498,8 +498,8 @@ def test_an_environment_that_changes_the_directory_moves_no_file(call):
     [
         ("--variant no-entropy --alpha 0.5", ["no-entropy", "--alpha"]),
         ("--variant ddpg --alpha 0.5", ["ddpg", "--alpha"]),
-        ("--alpha 0.2 --target-entropy -3", ["--target-entropy", "--alpha"]),
-        ("--variant no-entropy --target-entropy -3", ["--target-entropy", "--alpha"]),
+        ("--alpha 0.2 --target-entropy -3", ["--target-entropy", "it is fixed"]),
+        ("--variant no-entropy --target-entropy -3", ["--target-entropy", "it is fixed"]),
         ("--seed -1", ["--seed", "0 to 4294967295"]),
         ("--actor-samples 10", ["--actor-samples", "reinforce"]),
         (f"--seed {2**64}", ["--seed"]),

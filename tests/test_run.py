@@ -130,6 +130,13 @@ def test_a_run_takes_an_environment_of_ones_own():
     assert next(iter(unnamed))["step"] == 100
 
 
+def test_an_environment_may_count_its_own_returns():
+    """Catches a clash with an environment that reports its episodes as the run does."""
+    counted = gym.wrappers.RecordEpisodeStatistics
+    run = train(env=lambda: counted(gym.make("Pendulum-v1")), steps=250)
+    assert run.history[-1]["train_length"] == 200 and run.history[-1]["train_return"] < 0
+
+
 def test_evaluation_is_the_mean_actions_undiscounted_return():
     """Catches sampled actions, a discount, a return that leaks into the next episode."""
     agent = sac.SAC(1, 1, sac.Config(hidden=8))
@@ -372,6 +379,21 @@ def test_a_finished_run_can_be_extended(tmp_path):
     train(steps=400, folder=tmp_path / "run")
     longer = sac.Run.load(tmp_path / "run", steps=600)
     assert learned(longer) == learned(whole.history)[4:] and outcome(longer) == outcome(whole)
+
+
+def test_a_metric_of_ones_own_stays_in_the_log(tmp_path, monkeypatch):
+    """Catches a column of an edited `update` that vanishes when a finished run is loaded."""
+
+    class Logged(sac.SAC):
+        def update(self, batch):
+            return super().update(batch) | {"largest_reward": batch.reward.max()}
+
+    monkeypatch.setitem(sac.VARIANTS, "sac", Logged)
+    train(steps=200, folder=tmp_path / "run")
+    before = (tmp_path / "run/progress.csv").read_text()
+    for _ in sac.Run.load(tmp_path / "run"):
+        pass
+    assert "largest_reward" in before and (tmp_path / "run/progress.csv").read_text() == before
 
 
 def test_a_run_saved_inside_an_episode_says_so_and_begins_a_new_one(tmp_path):
