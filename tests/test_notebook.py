@@ -4,6 +4,7 @@ python tests/test_notebook.py --execute     full run in place: new outputs, stam
 """
 
 import ast
+import base64
 import hashlib
 import json
 import os
@@ -85,6 +86,8 @@ def execute():
         print(f"not kept ({rejected}):", *problems, sep="\n  ")
         return 1
     os.replace(draft, NOTEBOOK)
+    for path, png in thumbnails(notebook).items():
+        path.write_bytes(png)
     return 0
 
 
@@ -96,6 +99,17 @@ def outputs(notebook):
 
 def images(notebook):
     return [o for o in outputs(notebook) if "image/png" in o.get("data", {})]
+
+
+def thumbnails(notebook):
+    """The two figures that README shows: {file: PNG}, found by their alternative text."""
+    wanted = {"temperature": "Left: Q with a narrow", "lander": "Four panels of the training run"}
+    return {
+        ROOT / f"benchmarks/results/lecture-{name}.png": base64.b64decode(o.data["image/png"])
+        for name, words in wanted.items()
+        for o in images(notebook)
+        if o.metadata["image/png"]["alt"].startswith(words)
+    }
 
 
 def streams(notebook):
@@ -266,6 +280,14 @@ def executed(notebook, tmp_path_factory):
 
 
 # The fast run
+
+
+def test_the_front_page_shows_figures_of_this_lecture(notebook):
+    """Catches a thumbnail of an earlier edition, and one that README does not show."""
+    pictures = thumbnails(notebook)
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(pictures) == 2 and all(path.name in page for path in pictures)
+    assert all(path.read_bytes() == png for path, png in pictures.items())
 
 
 def test_every_concept_check_ran_and_passed(executed):
