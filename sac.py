@@ -495,7 +495,7 @@ class Run:
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
             run.step, run.history = done, state["history"]
-            run.row = {name: state["row"][name] for name in {**run.row, **state["row"]}}
+            run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
             run.agent.load_state_dict(state["agent"])
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = json.loads(state["rng"])
@@ -800,7 +800,7 @@ def plot_runs(runs):
     figure.axes[3].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center")
     envs = ", ".join(sorted({config.env for _, config, _ in read}))
-    figure.supxlabel(f"steps in {envs} (mean of n seeds, lowest to highest; where all have one)")
+    figure.supxlabel(f"steps in {envs}\n(mean of n seeds, lowest to highest; steps that all have)")
     return figure
 
 def open_run(flags, out=None, resume=None):

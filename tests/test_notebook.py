@@ -282,14 +282,6 @@ def executed(notebook, tmp_path_factory):
 # The fast run
 
 
-def test_the_front_page_shows_figures_of_this_lecture(notebook):
-    """Catches a thumbnail of an earlier edition, and one that README does not show."""
-    pictures = thumbnails(notebook)
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(pictures) == 2 and all(path.name in page for path in pictures)
-    assert all(path.read_bytes() == png for path, png in pictures.items())
-
-
 def test_every_concept_check_ran_and_passed(executed):
     checks = executed[1][0]["checks"]
     assert [name for name, state in checks if state == "OFF"] == []
@@ -513,6 +505,14 @@ def test_committed_outputs_are_one_clean_full_run(notebook):
     assert counts == list(range(1, len(counts) + 1))
     assert len(images(notebook)) >= IMAGES
     assert NOTEBOOK.stat().st_size < 3e6
+
+
+def test_the_front_page_shows_figures_of_this_lecture(notebook):
+    """Catches a thumbnail of an earlier edition, and one that README does not show."""
+    pictures = thumbnails(notebook)
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(pictures) == 2 and all(path.name in page for path in pictures)
+    assert all(path.read_bytes() == png for path, png in pictures.items())
 
 
 # Colab: a bare environment with stand-ins for what Colab has
