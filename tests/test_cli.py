@@ -739,7 +739,8 @@ def test_out_and_resume_together_begin_or_continue(call):
 
 
 def test_plots_join_seeds_and_name_what_differs(call):
-    """Catches seeds drawn as rivals, different runs averaged, and a picture overwritten."""
+    """Catches seeds drawn as rivals, different runs averaged, a band that is not from the lowest
+    to the highest seed, swapped titles, and a picture overwritten."""
     folders = []
     for i, extra in enumerate(([], ["--seed", 2], ["--gamma", 0.5])):
         folders.append(f"run{i}")
@@ -756,6 +757,13 @@ def test_plots_join_seeds_and_name_what_differs(call):
     assert list(line.get_xdata()) == list(tables[0]["step"][learning])
     right = (tables[0]["q_mean"] + tables[1]["q_mean"])[learning] / 2
     np.testing.assert_allclose(line.get_ydata(), right)
+    figure, values = sac.plot_runs(folders[:2]), [x["q_mean"][learning] for x in tables[:2]]
+    band = figure.axes[1].collections[0].get_paths()[0].vertices
+    for step, low, high in zip(line.get_xdata(), np.min(values, 0), np.max(values, 0)):
+        here = band[band[:, 0] == step, 1]
+        assert (here.min(), here.max()) == pytest.approx((low, high))
+    for panel, word in zip(figure.axes, ("return", "mean Q", "entropy", "alpha")):
+        assert word in panel.get_title()
     about = Path(folders[0], "config.json")
     for i in range(3, 9):  # six more settings
         shutil.copytree(folders[0], f"run{i}")

@@ -154,24 +154,6 @@ def test_a_graphed_run_yields_the_rows_of_an_eager_one(stand_in):
     assert cuda_graph.compare(sac.Run(config), cuda_graph.GraphedRun(other))[-1] > 0.1
 
 
-def test_python_inside_an_update_freezes(stand_in):
-    """Catches a module docstring that is no longer true: if a schedule did not freeze, nothing
-    would keep the graph out of sac.py."""
-    agent, buffer = agent_and_buffer("cpu", "sac")
-    update, rates = agent.update, []
-
-    def scheduled(batch):
-        rates.append(1e-3 / (1 + agent.updates))
-        agent.actor_optimizer.param_groups[0]["lr"] = rates[-1]
-        return update(batch)
-
-    agent.update = scheduled
-    graph = cuda_graph.Graph(agent, buffer)
-    for _ in range(8):
-        graph.update(graph.sample(BATCH))
-    assert agent.updates == 8 and len(rates) == 4
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_benchmark_says_so_in_one_line(capsys):
     """Catches a traceback, or a run on the CPU whose numbers look like those of a graph."""

@@ -128,7 +128,9 @@ def test_td_target_and_critic_loss_by_hand(variant):
     assert agent.critic_loss(batch).item() == pytest.approx(loss.item())
 
 
-@pytest.mark.parametrize("variant, q", [("sac", 3.5), ("single-q", 6), ("mean-q", 4.75)])
+@pytest.mark.parametrize(
+    "variant, q", [("sac", 3.5), ("single-q", 6), ("mean-q", 4.75), ("double-q", 4.75)]
+)
 def test_actor_loss_by_hand(variant, q):
     """Catches a sign, the max for the min, and a variant whose actor climbs another Q."""
     agent, log_prob = make_agent(variant=variant, alpha=0.5), torch.tensor([-1.0, 0.4])
@@ -136,6 +138,13 @@ def test_actor_loss_by_hand(variant, q):
     agent.critic = lambda obs, action: torch.tensor([[5.0, 7.0], [4.0, 3.0]])
     loss, reported = agent.actor_loss(torch.zeros(2, 3))
     assert loss.item() == pytest.approx(0.5 * -0.3 - q) and torch.equal(reported, log_prob)
+
+
+def test_the_actor_of_ddpg_climbs_its_first_critic():
+    """Catches the other critic, and the smaller of both."""
+    agent = make_agent(variant="ddpg")
+    agent.critic = lambda obs, action: torch.tensor([[5.0, 7.0], [4.0, 3.0]])
+    assert agent.actor_loss(torch.zeros(2, 3))[0].item() == -6
 
 
 def test_a_column_in_place_of_a_vector_is_refused():
@@ -460,7 +469,18 @@ def test_actions_have_the_shape_and_range_that_act_promises(variant):
 
 
 def test_update_returns_tensors_that_are_finished():
-    """Catches an .item() in the update, which waits for the device, and a kept graph."""
+    """Catches a kept graph."""
     losses = make_agent().update(make_batch())
     assert {"critic_loss", "actor_loss", "alpha_loss", "entropy"} <= losses.keys()
     assert all(v.shape == () and not v.requires_grad for v in losses.values())
+
+
+def test_update_logs_the_entropy_and_the_mean_q():
+    """Catches minus the entropy, and the smaller Q for the mean."""
+    agent, twin, batch = make_agent(), make_agent(), make_batch()
+    q = twin.critic(batch.obs, batch.action)
+    twin.td_target(batch)  # draws the noise of the target first
+    log_prob = twin.actor.sample(batch.obs)[1]
+    logged = agent.update(batch)
+    assert logged["q_mean"].item() == pytest.approx(q.mean().item())
+    assert logged["entropy"].item() == pytest.approx(-log_prob.mean().item())

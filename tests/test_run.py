@@ -185,6 +185,18 @@ def test_only_a_true_end_cuts_the_future(ends, value):
 # The same run again
 
 
+def test_a_matrix_of_observations_is_flattened():
+    """Catches one that is taken for an image."""
+
+    class Grid(Clock):
+        observation_space = gym.spaces.Box(0, 9, (2, 3), np.float32)
+
+        def _observe(self):
+            return np.full((2, 3), self.time, np.float32)
+
+    assert sac.make_env(Grid).reset()[0].shape == (6,)
+
+
 def test_no_two_generators_of_a_run_share_their_random_numbers():
     """Catches one seed for all: the warm-up's actions were the environment's own random numbers,
     shifted, and the replay drew what the weights had been drawn from."""
@@ -300,6 +312,28 @@ def test_learning_starts_after_the_warm_up(per_step):
     assert run.agent.updates == per_step * (80 - TINY["warmup"])
 
 
+def test_the_policy_acts_from_the_end_of_the_warm_up_on():
+    """Catches one random action too many."""
+    run, steps = sac.Run(sac.Config(**PENDULUM)), []
+    act = run.agent.act
+    run.agent.act = lambda obs: steps.append(run.step) or act(obs)
+    while run.step < 60:
+        run.advance()
+    assert steps == list(range(TINY["warmup"], 60))
+
+
+def test_episodes_start_in_different_states():
+    """Catches a reset that is given the same seed each time."""
+    rows = train(warmup=450).buffer.rows
+    assert not torch.equal(rows[0, :3], rows[200, :3])
+
+
+def test_the_replay_is_as_large_as_asked_but_never_larger_than_the_run():
+    """Catches a --buffer-size that is ignored."""
+    sizes = [len(train(steps=60, buffer_size=size).buffer.rows) for size in (40, 10**6)]
+    assert sizes == [40, 60]
+
+
 def test_warm_up_actions_are_uniform():
     """Catches warm-up by the untrained policy, whose actions crowd around zero."""
     actions = train(steps=1000, warmup=1000).buffer.sample(4000).action
@@ -323,10 +357,23 @@ def test_a_temperature_can_be_set_from_outside():
 
 
 def test_a_run_stops_at_its_goal():
-    """Catches a goal that is compared with a training return, or never."""
+    """Catches a goal that is compared with a training return, the best episode, or never."""
     run = train(env=lambda: Clock(limit=20), stop_at=20.0, eval_every=150)
     assert run.finished and run.step == 150
     assert train(env=lambda: Clock(limit=20), stop_at=20.5, steps=160, eval_every=150).step == 160
+
+
+def test_an_evaluation_is_the_mean_between_the_lowest_and_the_highest(monkeypatch):
+    """Catches the median, a swap, and a goal that the best episode alone has reached."""
+    monkeypatch.setattr(sac, "evaluate", lambda *_: np.array([9.0, 1.0, 2.0]))
+    run = train(env=Clock, stop_at=5.0)
+    assert run.step == 450 and run.evaluation == (4, 1, 9)
+
+
+def test_a_training_return_is_the_sum_of_an_episodes_rewards():
+    """Catches the mean reward, and the length in its place."""
+    last = train(env=lambda: Clock(limit=7, reward=3.0)).history[-1]
+    assert last["train_return"] == 21 and last["train_length"] == 7
 
 
 def test_pendulum_is_learned():
@@ -379,6 +426,13 @@ def test_a_finished_run_can_be_extended(tmp_path):
     train(steps=400, folder=tmp_path / "run")
     longer = sac.Run.load(tmp_path / "run", steps=600)
     assert learned(longer) == learned(whole.history)[4:] and outcome(longer) == outcome(whole)
+
+
+def test_a_resumed_run_counts_on(tmp_path):
+    """Catches seconds that begin again, and a save at once, with nothing new in it."""
+    run = train(env=Clock, folder=tmp_path / "run", steps=100)
+    again = sac.Run.load(tmp_path / "run", env=Clock, steps=200)
+    assert again.row["seconds"] == run.row["seconds"] > 0 and again.saved_at == 100
 
 
 def test_a_metric_of_ones_own_stays_in_the_log(tmp_path, monkeypatch):
