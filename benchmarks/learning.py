@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,10 @@ import sac
 
 RESULTS = Path(__file__).parent / "results"
 LAST = 3  # evaluations that a number in the table averages
+# 97.5% quantiles of Student's t, by the number of seeds
 T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-# SAC's mean over ten seeds, from results/raw/sac_mujoco of SimbaV2's repository: its own baseline
+# SAC's mean over ten seeds, from results/raw/sac_mujoco of SimbaV2's repository: its own baseline,
+# one evaluation at (nearly) that step
 PUBLISHED = {
     "HalfCheetah-v4": {
         100_000: 6156,
@@ -47,17 +50,23 @@ PUBLISHED = {
         500_000: 9839,
         1_000_000: 11321,
     },
-    "Hopper-v4": {100_000: 1104, 200_000: 2342, 500_000: 2887, 1_000_000: 2786},
-    "Walker2d-v4": {100_000: 690, 200_000: 1946, 500_000: 3603, 1_000_000: 4537},
-    "Ant-v4": {100_000: 747, 200_000: 2296, 500_000: 4971, 1_000_000: 5732},
+    "Hopper-v4": {100_000: 1103, 200_000: 2342, 500_000: 2887, 1_000_000: 2787},
+    "Walker2d-v4": {100_000: 690, 200_000: 1946, 500_000: 3603, 1_000_000: 4536},
+    "Ant-v4": {100_000: 747, 200_000: 2296, 500_000: 4971, 1_000_000: 5734},
     "Humanoid-v4": {100_000: 632, 200_000: 994, 500_000: 3276, 1_000_000: 4824},
 }
-PUBLISHED_SD = {  # the same file's sample sd over its seeds, where it is known
-    "HalfCheetah-v4": {100_000: 700, 300_000: 960, 1_000_000: 1100},
-    "Hopper-v4": {100_000: 368, 1_000_000: 866},
-    "Walker2d-v4": {1_000_000: 495},
-    "Ant-v4": {1_000_000: 672},
-    "Humanoid-v4": {1_000_000: 1679},
+PUBLISHED_SD = {  # the same files' sample sd over the ten seeds
+    "HalfCheetah-v4": {
+        100_000: 738,
+        200_000: 898,
+        300_000: 1016,
+        500_000: 972,
+        1_000_000: 1108,
+    },
+    "Hopper-v4": {100_000: 388, 200_000: 971, 500_000: 882, 1_000_000: 868},
+    "Walker2d-v4": {100_000: 254, 200_000: 1349, 500_000: 1232, 1_000_000: 495},
+    "Ant-v4": {100_000: 528, 200_000: 1182, 1_000_000: 674},
+    "Humanoid-v4": {},
 }
 
 
@@ -139,13 +148,16 @@ def figure(name, sources):
             steps = sorted(set.intersection(*map(set, seeds.values())))
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
             n = len(values)
-            words = "\n".join(x for x in settings if x not in shared) or "otherwise as usual"
-            words += f": mean of {n} seeds, 95% interval" if n > 1 else ": one seed"
+            words = "\n".join(x for x in settings if x not in shared) or "the defaults"
+            interval = "95% interval" if n > 3 else "thin: each seed"
+            words += f": mean of {n} seeds, {interval}" if n > 1 else ": one seed"
             (line,) = panel.plot(steps, values.mean(0), label=words)
-            if n > 1:
+            if n > 3:
                 half = T95.get(n, 2.0) * values.std(0, ddof=1) / np.sqrt(n)
                 band = values.mean(0) - half, values.mean(0) + half
                 panel.fill_between(steps, *band, alpha=0.2, color=line.get_color())
+            elif n > 1:  # an interval of two or three seeds would fill the picture
+                panel.plot(steps, values.T, lw=0.8, alpha=0.6, color=line.get_color())
         limit = panel.get_xlim()[1]
         known = {step: x for step, x in PUBLISHED.get(env, {}).items() if step <= limit}
         if known:
@@ -190,6 +202,10 @@ def enter(change, sources, lines, commit):
         sys.exit("the leaderboard takes runs of HalfCheetah-v4 with 100,000 steps")
     if any(Path(source).is_dir() for source in sources):
         keep("leaderboard-" + re.sub(r"\W+", "-", change), sources, 100_000)
+    if len({setting(config) for config, _ in runs}) > 1:
+        sys.exit("these runs have different settings")
+    if len({config["seed"] for config, _ in runs}) < len(runs):
+        sys.exit("two of these runs have the same seed")
     means = [last_mean(x, 100_000) for _, x in runs]
     spread = f" ± {np.std(means, ddof=1):,.0f}" if len(means) > 1 else ""
     seeds = ", ".join(str(config["seed"]) for config, _ in runs)
@@ -238,12 +254,15 @@ def trials(seeds):
             if (env, name) != ("HalfCheetah-v4", "base")]  # fmt: skip
     with ThreadPoolExecutor(2) as pool:
         commands = ([sys.executable, __file__, "trial", *job] for job in jobs)
+        codes = []
         for job, done in zip(jobs, pool.map(subprocess.run, commands)):
             print(*job, "exit code", done.returncode, flush=True)
+            codes.append(done.returncode)
+    return int(any(codes))
 
 
 @torch.no_grad()
-def q_and_return(agent, env, episodes, seed, horizon=1000):
+def q_and_return(agent, env, episodes, seed):
     """Mean Q(s,a) that `combine` sees, and mean discounted soft return from the same (s,a).
 
     Along whole episodes of sampled actions. A state counts only where the rest of the episode is
@@ -278,6 +297,8 @@ def bias(config):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{config.env}-{config.variant}-seed{config.seed}.csv"
     run, env = sac.Run(config), sac.make_env(config.env)
+    about = {"config": asdict(config), "versions": sac.versions()}
+    path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
     with open(path, "x") as file:
         print("step,eval_return,eval_min,eval_max,q,realised,alpha", file=file, flush=True)
         for row in run:
@@ -303,7 +324,9 @@ def bias_figure(name, files):
     )
     print("|---|---|---|---|---|")
     for file in map(Path, files):
-        shutil.copy(file, RESULTS / f"{name}-q-{file.name}")
+        for kept in (file, file.with_suffix(".json")):
+            if kept.exists():  # an early run has no .json
+                shutil.copy(kept, RESULTS / f"{name}-q-{kept.name}")
         table = np.genfromtxt(file, delimiter=",", names=True)
         means = (f"{table[column][-5:].mean():.0f}" for column in ("q", "realised", "eval_return"))
         print(f"| {file.stem} | {table['step'][-1]:,.0f} |", " | ".join(means), "|")
@@ -316,7 +339,7 @@ def bias_figure(name, files):
             top.plot(run["step"], run["q"], style, color=sac.COLOURS[4])
             top.plot(run["step"], run["realised"], style, color=sac.COLOURS[0])
             bottom.plot(run["step"], run["eval_return"], style, color="black")
-        top.set_title(label)
+        top.set_title(f"{label}\nseeds 1, 2, 3: solid, dashed, dotted" if len(runs) == 3 else label)
         bottom.set_xlabel("environment steps")
         for panel in (top, bottom):
             panel.grid(alpha=0.3)
@@ -360,7 +383,7 @@ def main():
     elif args.command == "enter":
         enter(args.change, args.sources, args.lines, args.commit)
     elif args.command == "trials":
-        trials(args.seeds)
+        sys.exit(trials(args.seeds))
     elif args.command == "trial":
         sys.exit(trial(args.env, args.name, args.seed))
     elif args.command == "keep":

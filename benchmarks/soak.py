@@ -6,8 +6,8 @@
     python benchmarks/soak.py save --times 5       save a million HalfCheetah transitions
 
 Each time has its own random numbers: `--first 17 --times 1` repeats number 17 alone, with the same
-`--seed`. The exit code is 1 if anything failed; the summary goes to results/soak-WHAT.txt. Linux or
-macOS, since it forks.
+`--seed`. The exit code is 1 if anything failed; the summary goes to runs/soak-WHAT.txt, or with
+`--out benchmarks/results` on record. Linux or macOS, since it forks.
 """
 
 import argparse
@@ -46,7 +46,6 @@ from conftest import flat, learned
 
 import sac
 
-RESULTS = Path(__file__).parent / "results"
 FLAGS = "--hidden 8 --batch-size 16 --warmup 150 --log-every 50 --eval-every 150 --eval-episodes 1"
 FLAGS = (FLAGS + " --threads 1 --matmul-precision highest").split()
 
@@ -384,8 +383,9 @@ def main():
     parser.add_argument("--times", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first time")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the summary")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the summary")
     flags = parser.parse_args()
+    flags.out.mkdir(parents=True, exist_ok=True)
     counts, failures, start = collections.Counter(), [], time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="soak-"))
     if flags.what == "long":

@@ -2,7 +2,7 @@
 
     pip install -r requirements.txt -r benchmarks/requirements.txt    (Python 3.11 or newer)
     python benchmarks/speed.py                                        on the CPU; Linux or macOS
-    python benchmarks/speed.py --rounds 1 --steps 500 --out runs      a quick look
+    python benchmarks/speed.py --rounds 1 --steps 500                 a quick look
     python benchmarks/speed.py profile                                where a step's time goes
     python benchmarks/speed.py ideas                                  what tricks would gain
     python benchmarks/speed.py race --threads 1                       seconds to a given return
@@ -10,7 +10,8 @@
     python benchmarks/speed.py worker sac-cuda 1 5000                 the same on a GPU
 
 Each measurement is a process of its own, and the contestants take turns, so that whatever else the
-machine does meets all of them. Writes speed.csv (all measurements) and speed.md into results/.
+machine does meets all of them. Writes speed.csv (all measurements) and speed.md into runs/speed/;
+`--out benchmarks/results` replaces those on record.
 
 sac, sb3, sbx          environment steps, with one update each, per second of training after the
                        warm-up; seconds from the script's start to the end of the first update
@@ -99,6 +100,7 @@ def learn(who, threads, make, policy, seed=1, warmup=None):
             policy.append(lambda obs: run.agent.act(obs, deterministic=True))
             for _ in run:
                 pass
+            return
         import torch
         from stable_baselines3 import SAC
 
@@ -390,7 +392,8 @@ def ideas(threads, steps):
     for _ in range(steps // 50):
         for name, (agent, buffer) in agents.items():
             spans[name].append(clock(lambda a=agent, b=buffer: a.update(b.sample(BATCH)), 50) / 50)
-    lines = [f"| idea, {threads} threads | an update, ms | gain |", "|---|---|---|"]
+    head = f"| idea, {threads} thread{'s' * (threads > 1)} | an update, ms | gain |"
+    lines = [head, "|---|---|---|"]
     for name, span in spans.items():
         gain = median(a / b for a, b in zip(spans["as it is"], span)) - 1
         lines += [f"| {name} | {1000 * median(span):.2f} | {gain:+.1%} |"]
@@ -533,7 +536,6 @@ def compare(rounds, steps, thread_counts, out):
     there = [who for who in WHO if importlib.util.find_spec(WHO[who])]
     for who in WHO.keys() - there:
         print(f"{who} is left out: {WHO[who]} is not installed (see benchmarks/requirements.txt)")
-    out.mkdir(parents=True, exist_ok=True)
     rows, versions = [], {}
     columns = "round who threads steps_per_second first_update_seconds peak_mb".split()
     with open(out / "speed.csv", "w", newline="") as file:
@@ -572,9 +574,10 @@ if __name__ == "__main__":
         parser.add_argument("--rounds", type=int, default=3)
         parser.add_argument("--steps", type=int, default=5_000, help="timed, in a measurement")
         parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-        parser.add_argument("--out", type=Path, default=HERE / "results", help="folder")
+        parser.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder")
         parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the race")
         args = parser.parse_args()
+        args.out.mkdir(parents=True, exist_ok=True)
         if args.what == "profile":
             profiles(args.steps, args.threads, args.out)
         elif args.what == "ideas":
