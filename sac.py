@@ -156,7 +156,7 @@ class TwinCritic(nn.Module):
 def descend(loss, optimizer):
     """One gradient step. Only the optimizer's own parameters get a gradient."""
     optimizer.zero_grad()
-    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    loss.backward(inputs=[x for group in optimizer.param_groups for x in group["params"]])
     optimizer.step()
 
 @torch.no_grad()
@@ -316,6 +316,8 @@ class ReplayBuffer:
 
     def load_state_dict(self, state):
         self.added = state["added"]
+        if not state["rows"].is_contiguous():
+            raise ValueError("a row is spread over many: it could fill the memory")
         self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
 
@@ -430,7 +432,7 @@ class Run:
         row.update(step=self.step, steps_per_second=(self.step - last["step"]) / seconds,
                    alpha=self.agent.alpha.item(), target_entropy=self.agent.target_entropy)
         self.history.append({name: float(x) for name, x in row.items()})
-        return self.history[-1]
+        return dict(self.history[-1])
 
     @property
     def evaluation(self):
@@ -490,13 +492,17 @@ class Run:
             if name not in MAY_CHANGE and getattr(config, name) != saved:
                 raise UsageError(f"{folder} has {name} {saved}; only a new run can change it")
         done = state.get("step")
-        if done not in range(config.steps + 1):
+        if type(done) is not int or not 0 <= done <= config.steps:
             raise UsageError(f"{folder} has done {done} steps already: raise --steps")
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
             run.step, run.history = done, state["history"]
             run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
             run.agent.load_state_dict(state["agent"])
+            for name in run.agent.parts:  # fused Adam trusts the shapes of its moments
+                for weight, moments in getattr(getattr(run.agent, name), "state", {}).items():
+                    for key, x in moments.items():
+                        moments[key] = x.view(() if key == "step" else weight.shape).clone()
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = json.loads(state["rng"])
             run.env.reset(seed=config.seed)  # makes it create its generator, of whatever type
@@ -666,6 +672,7 @@ LIMITS = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "
 def check(name, kind, x):
     """A field of a Config as a plain str, int, float or None. UsageError if it is not valid."""
     flag, limits = "--" + name.replace("_", "-"), LIMITS.get(name)
+    x = str(x) if kind is str else x
     if kind is str and limits and x not in limits:
         raise UsageError(f"{flag} must be one of {', '.join(limits)}, not {x}")
     if kind is str or (x is None and kind not in (int, float)):
@@ -819,8 +826,14 @@ def open_run(flags, out=None, resume=None):
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
                 return open_run(flags, resume=folder)
-        if out or not folder.exists():
+        if out:
             return Run(configure_torch(config), folder=folder)
+        if not folder.exists():
+            run = Run(configure_torch(config))  # if this fails, it leaves no folder
+            with contextlib.suppress(FileExistsError):  # another process was faster: next number
+                folder.mkdir(parents=True)
+                run.save(folder)
+                return run
 
 SHOWN = ("  {steps_per_second:.0f} steps/s", "  {left}", "  evaluation {eval_return:.1f}",
          "  last episode {train_return:.1f}", "  alpha {alpha:.3g}", "  entropy {entropy:.2f}",

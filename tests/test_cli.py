@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -721,6 +722,20 @@ def test_a_plain_resume_finds_the_run_with_all_the_same_settings(call):
     assert steps == {"sac-seed1": (0.2, 160), "sac-seed1-2": (None, 150)}
 
 
+def test_runs_that_start_together_get_folders_of_their_own(call, monkeypatch):
+    """Catches two processes that both find a name free, and then share its folder."""
+    first, second = Path("runs/toys-Toy-v0/sac-seed1"), Path("runs/toys-Toy-v0/sac-seed1-2")
+    make = sac.make_env
+
+    def slow(*args):
+        first.mkdir(parents=True, exist_ok=True)  # meanwhile, another process was faster
+        return make(*args)
+
+    monkeypatch.setattr(sac, "make_env", slow)
+    assert call(*SHORT, *TOY)[0] == 0
+    assert list(first.iterdir()) == [] and (second / "checkpoint.pt").exists()
+
+
 def test_out_and_resume_together_begin_or_continue(call):
     """Catches a folder that a killed first save has left and that no command can use again, and a
     folder of somebody else that is written to."""
@@ -840,6 +855,14 @@ def test_readme_names_flags_that_exist(place, capsys):
     assert named[0] <= named[1] and fields < named[1] and len(named[0]) > 10
     assert all(name in page for name in sac.VARIANTS) and "(0.005)" in page and "(3e-4)" in page
     assert page.count("\n") <= 80 and max(map(len, page.splitlines())) <= 100  # two screens
+
+
+def test_readme_counts_the_lines():
+    """Catches numbers of an earlier sac.py."""
+    lines, first = inspect.getsourcelines(sac.Run.advance)
+    whole = len(SCRIPT.read_text(encoding="utf-8").splitlines())
+    readme = SCRIPT.with_name("README.md").read_text(encoding="utf-8")
+    assert f"ends at line {first + len(lines) - 1} of [{whole:,}](sac.py)" in readme
 
 
 @pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])

@@ -363,6 +363,14 @@ def test_a_run_stops_at_its_goal():
     assert train(env=lambda: Clock(limit=20), stop_at=20.5, steps=160, eval_every=150).step == 160
 
 
+def test_a_row_is_the_readers_own():
+    """Catches a yielded row that is the history itself: what a reader adds would be saved."""
+    run = sac.Run(sac.Config(**PENDULUM))
+    for row in run:
+        row.clear()
+    assert [row["step"] for row in run.history] == [100, 200, 300, 400, 450]
+
+
 def test_an_evaluation_is_the_mean_between_the_lowest_and_the_highest(monkeypatch):
     """Catches the median, a swap, and a goal that the best episode alone has reached."""
     monkeypatch.setattr(sac, "evaluate", lambda *_: np.array([9.0, 1.0, 2.0]))
@@ -586,6 +594,13 @@ def test_a_last_step_that_spoils_the_weights_is_not_saved(tmp_path):
 
 
 # At the edges
+
+
+def test_names_of_numpy_are_saved_as_text(tmp_path):
+    """Catches a numpy string in a Config, which no load would take."""
+    config = sac.Config(**PENDULUM | {"env": np.str_("Pendulum-v1"), "variant": np.str_("ddpg")})
+    sac.Run(config, folder=tmp_path / "run")
+    assert sac.Run.load(tmp_path / "run").config == config
 
 
 @pytest.mark.parametrize("kind", [np.random.MT19937, np.random.Philox, np.random.SFC64])

@@ -572,7 +572,7 @@ def test_a_truncated_file_is_refused(copy):
     assert_refused(copy)
 
 
-@pytest.mark.parametrize("step", [-5, 251, "7"])
+@pytest.mark.parametrize("step", [-5, 251, "7", True, torch.tensor(0.5)])
 def test_a_step_that_cannot_be_is_refused(copy, step):
     """Catches a counter from a crafted file that trains on, or for ever."""
     torch.save(state_of(copy) | {"step": step}, copy / "checkpoint.pt")
@@ -581,10 +581,32 @@ def test_a_step_that_cannot_be_is_refused(copy, step):
 
 def test_rows_of_another_shape_are_refused(copy):
     """Catches one number that is broadcast into the whole replay."""
+    state, whole = state_of(copy), state_of(copy)["buffer"]["rows"]
+    for crafted in (whole[:1, :1].clone(), whole[:1, :1].expand(whole.shape)):
+        state["buffer"]["rows"] = crafted
+        torch.save(state, copy / "checkpoint.pt")
+        assert_refused(copy)
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
+@pytest.mark.parametrize("part", ["actor", "critic", "alpha"])
+def test_moments_of_another_shape_are_refused(copy, part, name):
+    """Catches a short tensor that the fused Adam reads and writes past its end."""
     state = state_of(copy)
-    state["buffer"]["rows"] = state["buffer"]["rows"][:1, :1].clone()
+    state["agent"][f"{part}_optimizer"]["state"][0][name] = torch.zeros(3)
     torch.save(state, copy / "checkpoint.pt")
     assert_refused(copy)
+
+
+def test_moments_that_share_one_number_are_given_memory_of_their_own(copy):
+    """Catches the same by a tensor of the right shape that has one number behind it."""
+    state = state_of(copy)
+    moments = state["agent"]["critic_optimizer"]["state"][0]
+    moments["exp_avg"] = torch.zeros(1).expand(moments["exp_avg"].shape)
+    torch.save(state, copy / "checkpoint.pt")
+    agent = sac.Run.load(copy).agent
+    first = agent.critic_optimizer.param_groups[0]["params"][0]
+    assert agent.critic_optimizer.state[first]["exp_avg"].is_contiguous()
 
 
 def test_a_checkpoint_that_is_no_file_is_refused(copy):
