@@ -40,33 +40,40 @@ RESULTS = Path(__file__).parent / "results"
 LAST = 3  # evaluations that a number in the table averages
 # 97.5% quantiles of Student's t, by the number of seeds
 T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-# SAC's mean over ten seeds, from results/raw/sac_mujoco of SimbaV2's repository: its own baseline,
-# one evaluation at (nearly) that step
+# SAC's mean and sample sd over ten seeds (None: not known here), from results/raw/sac_mujoco of
+# SimbaV2's repository: its own baseline, one evaluation at (nearly) that step
 PUBLISHED = {
     "HalfCheetah-v4": {
-        100_000: 6156,
-        200_000: 7680,
-        300_000: 8593,
-        500_000: 9839,
-        1_000_000: 11321,
+        100_000: (6156, 738),
+        200_000: (7680, 898),
+        300_000: (8593, 1016),
+        500_000: (9839, 972),
+        1_000_000: (11321, 1108),
     },
-    "Hopper-v4": {100_000: 1103, 200_000: 2342, 500_000: 2887, 1_000_000: 2787},
-    "Walker2d-v4": {100_000: 690, 200_000: 1946, 500_000: 3603, 1_000_000: 4536},
-    "Ant-v4": {100_000: 747, 200_000: 2296, 500_000: 4971, 1_000_000: 5734},
-    "Humanoid-v4": {100_000: 632, 200_000: 994, 500_000: 3276, 1_000_000: 4824},
-}
-PUBLISHED_SD = {  # the same files' sample sd over the ten seeds
-    "HalfCheetah-v4": {
-        100_000: 738,
-        200_000: 898,
-        300_000: 1016,
-        500_000: 972,
-        1_000_000: 1108,
+    "Hopper-v4": {
+        100_000: (1103, 388),
+        200_000: (2342, 971),
+        500_000: (2887, 882),
+        1_000_000: (2787, 868),
     },
-    "Hopper-v4": {100_000: 388, 200_000: 971, 500_000: 882, 1_000_000: 868},
-    "Walker2d-v4": {100_000: 254, 200_000: 1349, 500_000: 1232, 1_000_000: 495},
-    "Ant-v4": {100_000: 528, 200_000: 1182, 1_000_000: 674},
-    "Humanoid-v4": {},
+    "Walker2d-v4": {
+        100_000: (690, 254),
+        200_000: (1946, 1349),
+        500_000: (3603, 1232),
+        1_000_000: (4536, 495),
+    },
+    "Ant-v4": {
+        100_000: (747, 528),
+        200_000: (2296, 1182),
+        500_000: (4971, None),
+        1_000_000: (5734, 674),
+    },
+    "Humanoid-v4": {
+        100_000: (632, None),
+        200_000: (994, None),
+        500_000: (3276, None),
+        1_000_000: (4824, None),
+    },
 }
 
 
@@ -126,7 +133,7 @@ def table(sources, at):
         means = [last_mean(evaluations, steps) for evaluations in seeds.values()]
         spread = f" ± {np.std(means, ddof=1):,.0f}" if len(means) > 1 else ""
         each = ", ".join(f"{x:,.0f}" for x in means)
-        published = PUBLISHED.get(name.split(",")[0], {}).get(steps)
+        published, _ = PUBLISHED.get(name.split(",")[0], {}).get(steps, (None, None))
         shown = f"{published:,}" if published else ""
         print(f"| {name} | {steps:,.0f} | {', '.join(map(str, seeds))} | {each} | "
               f"**{np.mean(means):,.0f}**{spread} | {shown} |")  # fmt: skip
@@ -161,11 +168,11 @@ def figure(name, sources):
         limit = panel.get_xlim()[1]
         known = {step: x for step, x in PUBLISHED.get(env, {}).items() if step <= limit}
         if known:
-            spread = PUBLISHED_SD.get(env, {})
-            half = [T95[10] * spread.get(step, 0) / np.sqrt(10) for step in known]
+            means = [mean for mean, _ in known.values()]
+            half = [T95[10] * (sd or 0) / np.sqrt(10) for _, sd in known.values()]
             words = "published SAC: mean of 10 seeds" + (", 95% interval" if any(half) else "")
             style = "kx--" if len(known) > 1 else "kx"
-            panel.errorbar(list(known), list(known.values()), half, fmt=style, label=words)
+            panel.errorbar(list(known), means, half, fmt=style, label=words)
         panel.set(title=env, xlabel="environment steps", ylabel="evaluation return")
         panel.grid(alpha=0.3)
         for axis in (panel.xaxis, panel.yaxis):
@@ -339,7 +346,7 @@ def bias_figure(name, files):
             top.plot(run["step"], run["q"], style, color=sac.COLOURS[4])
             top.plot(run["step"], run["realised"], style, color=sac.COLOURS[0])
             bottom.plot(run["step"], run["eval_return"], style, color="black")
-        top.set_title(f"{label}\nseeds 1, 2, 3: solid, dashed, dotted" if len(runs) == 3 else label)
+        top.set_title(f"{label} (a style for each seed)")
         bottom.set_xlabel("environment steps")
         for panel in (top, bottom):
             panel.grid(alpha=0.3)
