@@ -330,6 +330,7 @@ class Run:
     new, the run is saved there about every `save_every` steps and whenever the loop ends.
     """
     def __init__(self, config, env=None, folder=None):
+        path = folder and Path(folder).absolute()  # now: making an environment may call os.chdir
         if env:
             name = env if isinstance(env, str) else getattr(env, "__name__", "custom")
             config = replace(config, env=name)
@@ -353,8 +354,8 @@ class Run:
         self.row.update(step=0, episodes=0, seconds=0)
         self.history = []  # a copy of the row at each report
         self.folder, self.saved_at = None, 0
-        if folder is not None:
-            self.save(folder)
+        if path:
+            self.save(path)
 
     def __iter__(self):
         try:
@@ -466,14 +467,14 @@ class Run:
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
         self.folder, self.saved_at = path, self.step  # now: a failed save is not retried at once
         path.mkdir(parents=True, exist_ok=True)
-        generator = self.env.unwrapped.np_random.bit_generator  # its state may contain arrays
+        generator = getattr(self.env.unwrapped.np_random, "bit_generator", None)
         state = {
             "config": asdict(self.config), "versions": versions(), "history": self.history,
             "row": {name: float(x) for name, x in self.row.items()},
             "step": self.step, "between_episodes": self.between_episodes,
             "agent": self.agent.state_dict(), "buffer": self.buffer.state_dict(),
             "rng": json.dumps(self.rng.bit_generator.state),
-            "env_rng": json.dumps(generator.state, default=lambda x: x.tolist())}
+            "env_rng": json.dumps(generator and generator.state, default=lambda x: x.tolist())}
         write(path / "checkpoint.pt", lambda file: torch.save(state, file))
         write_reports(self, picture=True)
 
@@ -494,6 +495,7 @@ class Run:
         done = state.get("step")
         if type(done) is not int or not 0 <= done <= config.steps:
             raise UsageError(f"{folder} has done {done} steps already: raise --steps")
+        path = Path(folder).absolute()
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
             run.step, run.history = done, state["history"]
@@ -506,12 +508,16 @@ class Run:
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = json.loads(state["rng"])
             run.env.reset(seed=config.seed)  # makes it create its generator, of whatever type
-            run.env.unwrapped.np_random.bit_generator.state = json.loads(state["env_rng"])
+            env_rng = json.loads(state["env_rng"])
+            if done and env_rng:
+                run.env.unwrapped.np_random.bit_generator.state = env_rng
             now, old = versions(), state["versions"]
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
+            if not env_rng:
+                changed.append("np_random of the environment is no numpy Generator")
             if not state["between_episodes"]:
                 changed.append("saved inside an episode, so a new one begins")
-        run.folder, run.saved_at = Path(folder).absolute(), run.step
+        run.folder, run.saved_at = path, run.step
         if changed:
             warnings.warn(f"the run will not be reproduced exactly: {', '.join(changed)}")
         return run
@@ -790,6 +796,8 @@ def plot_runs(runs):
             groups.setdefault(label, {})[config.seed] = rows
         else:
             warnings.warn(f"{run} has no rows yet: skipped")
+    if not groups:
+        raise UsageError("nothing to plot: none of these runs has rows yet")
     figure = Figure(figsize=(8.5, 5), dpi=160, layout="constrained")  # for a slide
     for panel, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items()):
         panel.set_prop_cycle(color=COLOURS * 2, linestyle=("-", "--", "-.", ":") * 3)
@@ -821,7 +829,7 @@ def open_run(flags, out=None, resume=None):
     config = Config(**flags)
     name = re.sub(r"[^\w.-]", "-", config.env) + f"/{config.variant}-seed{config.seed}"
     for number in itertools.count(1):
-        folder = Path(out or f"runs/{name}-{number}".removesuffix("-1"))
+        folder = Path(out or f"runs/{name}-{number}".removesuffix("-1")).absolute()
         if resume == "" and (folder / "checkpoint.pt").exists():
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
@@ -843,9 +851,10 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     """Trains, and prints a line for each row. Returns 128 + the signal that ended it, if any."""
     if tensorboard:
         from torch.utils.tensorboard import SummaryWriter
+    here = os.getcwd()
     run = open_run(flags, out, resume)
     events = SummaryWriter(run.folder) if tensorboard else None
-    c, place = run.config, shlex.quote(os.path.relpath(run.folder))
+    c, place = run.config, shlex.quote(os.path.relpath(run.folder, here))
     again = f"{place} --env {c.env}" if ":" in c.env else place
     limit = run.env.spec.max_episode_steps
     length = f"at most {limit} steps" if limit else "no time limit known"
@@ -903,11 +912,11 @@ def train(out=None, resume=None, tensorboard=False, **flags):
 def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     """Plays a saved policy without noise, prints the returns and can film the first 10 seconds."""
     from PIL import Image  # comes with matplotlib
-    film, kinds = Path(video or "film.gif"), (".gif", ".webp")
+    film, kinds = Path(video or "film.gif").absolute(), (".gif", ".webp")
     if episodes < 1 or (render and video):
         raise UsageError("--episodes must be 1 or more; and give --render or --video, not both")
     if video and (film.exists() or film.suffix not in kinds or not film.parent.is_dir()):
-        raise UsageError(f"--video needs a new .gif or .webp in an existing folder, not {film}")
+        raise UsageError(f"--video needs a new .gif or .webp in an existing folder, not {video}")
     if render and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}:
         raise UsageError("--render needs a display; --video FILE.gif does not")
     state = read_checkpoint(play, env)

@@ -479,19 +479,32 @@ def test_a_last_save_that_fails_is_told(call, monkeypatch):
     assert sac.read_checkpoint("run", "toys:Toy-v0")["step"] == 0
 
 
-def test_an_environment_that_changes_the_directory_moves_no_file(call):
-    """Catches a relative --out that is resolved anew at each save."""
-    Path("../modules/moving.py").write_text(
+@pytest.mark.parametrize("when", ["reset", "__init__"])
+def test_an_environment_that_changes_the_directory_moves_no_file(call, when):
+    """Catches a relative folder that is resolved anew at each save, or after the environment is
+    made, and a path to continue from that is wrong where the user stands."""
+    module = "moving" + when.strip("_")
+    Path(f"../modules/{module}.py").write_text(
         "import os, gymnasium as gym, toys\n"
         "class Moving(toys.Toy):\n"
-        "    def reset(self, **named):\n"
+        f"    def {when}(self, **named):\n"
         "        os.chdir('/')\n"
-        "        return super().reset(**named)\n"
+        f"        return super().{when}(**named)\n"
         "gym.register('Moving-v0', entry_point=Moving)\n"
     )
-    here = Path().absolute()
-    assert call(*SHORT, "--env", "moving:Moving-v0", "--out", "run")[0] == 0
-    assert sac.read_checkpoint(here / "run", "moving:Moving-v0")["step"] == 120
+    here, name = Path().absolute(), f"{module}:Moving-v0"
+    for flags in (["--out", "run"], ["--resume", "run"], []):
+        os.chdir(here)
+        steps = ["--steps", 160] if "--resume" in flags else []
+        code, out, _ = call(*SHORT, "--env", name, *flags, *steps)
+        folder = flags[-1] if flags else f"runs/{module}-Moving-v0/sac-seed1"
+        assert code == 0 and f"results: {folder}\n" in out
+        assert sac.read_checkpoint(here / folder, name)["step"] == (160 if steps else 120)
+    os.chdir(here)
+    assert call("--play", "run", "--env", name, "--episodes", 1)[0] == 0
+    os.chdir(here)
+    run = sac.Run(sac.Config(env=name, steps=120, warmup=10, threads=1), folder="python")
+    assert run.folder == here / "python"
 
 
 @pytest.mark.parametrize(
@@ -531,7 +544,8 @@ def test_a_run_that_reached_its_goal_says_so_when_it_is_resumed(call):
 
 
 def test_a_run_without_rows_is_named_and_skipped(call):
-    """Catches an empty run that empties the mean of its seeds, and one that is left out unsaid."""
+    """Catches an empty run that empties the mean of its seeds, one that is left out unsaid, and a
+    picture of nothing."""
     assert call(*SHORT, *TOY, "--out", "run", "--log-every", 20, "--eval-every", 40)[0] == 0
     config = sac.read_checkpoint("run", "toys:Toy-v0")["config"]
     sac.Run(dataclasses.replace(config, seed=2), env=None, folder="empty")
@@ -539,6 +553,8 @@ def test_a_run_without_rows_is_named_and_skipped(call):
         figure = sac.plot_runs(["run", "empty"])
     assert list(figure.axes[0].lines[0].get_xdata()) == [40, 80, 120]
     assert "n = 1" in figure.legends[0].get_texts()[0].get_text()
+    with pytest.warns(UserWarning, match="empty"), pytest.raises(sac.UsageError, match="no.*rows"):
+        sac.plot_runs(["empty"])
 
 
 def test_reports_do_not_divide_runs_and_plot_may_be_given_twice(call):

@@ -627,6 +627,40 @@ def test_settings_and_generators_of_numpy_are_saved_and_resumed(tmp_path, kind):
     assert outcome(again) == outcome(whole)
 
 
+def test_a_random_state_that_cannot_be_saved_is_told(tmp_path):
+    """Catches a run that a legacy RandomState ends at its second save, and a resume that says
+    nothing of it."""
+
+    class Legacy(Nested):
+        def reset(self, *, seed=None, options=None):
+            if seed is not None:
+                self.np_random = np.random.RandomState(seed)
+            return super().reset(options=options)
+
+    config = sac.Config(**PENDULUM | {"steps": 120})
+    list(sac.Run(config, env=Legacy, folder=tmp_path / "run"))
+    with pytest.warns(UserWarning, match="np_random"):
+        again = sac.Run.load(tmp_path / "run", env=Legacy, steps=180)
+    list(again)
+    assert again.step == 180
+
+
+def test_a_generator_made_in_reset_is_resumed_from_the_first_save(tmp_path):
+    """Catches a state of the generator that gymnasium lends before the first reset."""
+
+    class Late(Nested):
+        def reset(self, *, seed=None, options=None):
+            if seed is not None:
+                self.np_random = np.random.Generator(np.random.MT19937(seed))
+            return super().reset(options=options)
+
+    config = sac.Config(**PENDULUM | {"steps": 120})
+    sac.Run(config, env=Late, folder=tmp_path / "run")
+    again = sac.Run.load(tmp_path / "run", env=Late)
+    list(again)
+    assert outcome(again) == outcome(train(env=Late, steps=120))
+
+
 def test_a_step_that_was_interrupted_is_no_transition():
     """Catches an observation that the interrupted step has left behind and the next one goes on
     from, and an evaluation that an interrupt has cost: an interrupt anywhere in env.step, update
