@@ -330,7 +330,7 @@ class Run:
     new, the run is saved there about every `save_every` steps and whenever the loop ends.
     """
     def __init__(self, config, env=None, folder=None):
-        path = folder and Path(folder).absolute()  # now: making an environment may call os.chdir
+        path = Path(folder).absolute() if folder else None  # now: an environment may call chdir
         if env:
             name = env if isinstance(env, str) else getattr(env, "__name__", "custom")
             config = replace(config, env=name)
@@ -474,7 +474,7 @@ class Run:
             "step": self.step, "between_episodes": self.between_episodes,
             "agent": self.agent.state_dict(), "buffer": self.buffer.state_dict(),
             "rng": json.dumps(self.rng.bit_generator.state),
-            "env_rng": json.dumps(generator and generator.state, default=lambda x: x.tolist())}
+            "env_rng": json.dumps(getattr(generator, "state", None), default=lambda x: x.tolist())}
         write(path / "checkpoint.pt", lambda file: torch.save(state, file))
         write_reports(self, picture=True)
 
