@@ -323,20 +323,17 @@ class ReplayBuffer:
 
 # 6. Run: the training loop
 class Run:
-    """The training loop. Iterating over it yields a row (a dict) every `log_every` steps.
-
-    There is also a row at each evaluation. You can break out and iterate again to continue. `env`,
-    a function that returns a new environment, overrides config.env. With a `folder`, which must be
-    new, the run is saved there about every `save_every` steps and whenever the loop ends.
-    """
+    """The training loop. Iterating yields a row (a dict) every `log_every` steps and at each
+    evaluation; you can break out, and iterate again to continue. `env`, a function that returns a
+    new environment, overrides config.env. With a `folder`, which must be new, the run is saved
+    there about every `save_every` steps and whenever the loop ends."""
     def __init__(self, config, env=None, folder=None):
         path = Path(folder).absolute() if folder else None  # now: an environment may call chdir
-        if env:
-            name = env if isinstance(env, str) else getattr(env, "__name__", "custom")
-            config = replace(config, env=name)
-        self.config = config
-        self.env = gym.wrappers.RecordEpisodeStatistics(make_env(env or config.env), stats_key="ep")
-        self.eval_env = make_env(env or config.env)
+        env = env or config.env
+        name = env if isinstance(env, str) else getattr(env, "__name__", "custom")
+        self.config = config = replace(config, env=name)
+        self.env = gym.wrappers.RecordEpisodeStatistics(make_env(env), stats_key="ep")
+        self.eval_env = make_env(env)
         if self.env.unwrapped is self.eval_env.unwrapped:
             raise UsageError("env must return a new environment on every call")
         dims = self.env.observation_space.shape + self.env.action_space.shape  # O, A
@@ -359,15 +356,14 @@ class Run:
 
     def __iter__(self):
         try:
-            while True:
-                row = self.report()  # first: a resumed run may have an evaluation due
+            while not (self.finished or (self.stopping and self.between_episodes)):
+                row = self.report()  # None if none is due
                 if self.folder:
                     self.save_if_due(row)
                 if row:
                     yield row
-                if self.finished or (self.stopping and self.between_episodes):
-                    break
-                self.advance()
+                else:
+                    self.advance()
         finally:  # however the loop ended: finished, break, an interrupt, an error
             self.ending = True
             if self.folder:
@@ -391,19 +387,18 @@ class Run:
         # Step
         next_obs, reward, terminated, truncated, info = self.env.step(action)
         self.step += 1
+        self.check_finite(observation=np.abs([obs, next_obs]).max(), reward=np.float32(reward))
 
         # Store. A time limit does not end the task, so only `terminated` stops bootstrapping
         self.buffer.add(obs, action, reward, next_obs, terminated)
 
         # Learn
-        metrics = {}
         if self.step > c.warmup:
             for _ in range(c.updates_per_step):
                 metrics = self.agent.update(self.buffer.sample(c.batch_size))
+                self.check_finite(**metrics)
+                self.row.update(metrics)
 
-        self.row.update(metrics)
-        largest = np.abs([obs, next_obs]).max()
-        self.check_finite(observation=largest, reward=np.float32(reward), **metrics)
         if terminated or truncated:
             self.row["episodes"] += 1
             self.row.update(train_return=info["ep"]["r"], train_length=info["ep"]["l"])
@@ -460,36 +455,33 @@ class Run:
     def save(self, folder=None):
         """Saves all that `load` needs; OSError if it fails, UsageError if `folder` exists."""
         path = Path(folder or self.folder).absolute()
-        if path != self.folder and path.exists():  # ignore the *.tmp of a killed first save
-            if {file.suffix for file in path.iterdir()} - {".tmp"}:
-                raise UsageError(f"{folder} exists; to continue the run in it: --resume {folder}")
+        others = {x.suffix for x in path.glob("*")} - {".tmp"}  # a killed first save leaves a .tmp
+        if path != self.folder and others:
+            name = os.path.relpath(path)
+            raise UsageError(f"{name} exists; to continue the run in it: --resume {name}")
         learned = itertools.chain(self.agent.actor.parameters(), self.agent.critic.parameters())
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
         self.folder, self.saved_at = path, self.step  # now: a failed save is not retried at once
         path.mkdir(parents=True, exist_ok=True)
-        generator = getattr(self.env.unwrapped.np_random, "bit_generator", None)
+        generator = getattr(self.env.np_random, "bit_generator", None)
         state = {
             "config": asdict(self.config), "versions": versions(), "history": self.history,
-            "row": {name: float(x) for name, x in self.row.items()},
-            "step": self.step, "between_episodes": self.between_episodes,
-            "agent": self.agent.state_dict(), "buffer": self.buffer.state_dict(),
-            "rng": json.dumps(self.rng.bit_generator.state),
-            "env_rng": json.dumps(getattr(generator, "state", None), default=lambda x: x.tolist())}
+            "row": self.row, "step": self.step, "between_episodes": self.between_episodes,
+            "rng": self.rng.bit_generator.state, "env_rng": getattr(generator, "state", None)}
+        state = json.loads(json.dumps(state, default=lambda x: x.tolist()))  # arrays become lists
+        state.update(agent=self.agent.state_dict(), buffer=self.buffer.state_dict())
         write(path / "checkpoint.pt", lambda file: torch.save(state, file))
         write_reports(self, picture=True)
 
     @classmethod
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
-
-        It continues bit for bit as if it had never stopped; where it cannot, a warning says why.
-        """
+        It continues bit for bit as if it had never stopped; where it cannot, a warning says why."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
         config = replace(state["config"], **changes)
-        for name in changes:
-            saved = getattr(state["config"], name)
+        for name, saved in asdict(state["config"]).items():
             if name not in MAY_CHANGE and getattr(config, name) != saved:
                 raise UsageError(f"{folder} has {name} {saved}; only a new run can change it")
         done = state.get("step")
@@ -506,14 +498,13 @@ class Run:
                     for key, x in moments.items():
                         moments[key] = x.view(() if key == "step" else weight.shape).clone()
             run.buffer.load_state_dict(state["buffer"])
-            run.rng.bit_generator.state = json.loads(state["rng"])
+            run.rng.bit_generator.state = state["rng"]
             run.env.reset(seed=config.seed)  # makes it create its generator, of whatever type
-            env_rng = json.loads(state["env_rng"])
-            if done and env_rng:
-                run.env.unwrapped.np_random.bit_generator.state = env_rng
+            if done and state["env_rng"]:
+                run.env.np_random.bit_generator.state = state["env_rng"]
             now, old = versions(), state["versions"]
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
-            if not env_rng:
+            if not state["env_rng"]:
                 changed.append("np_random of the environment is no numpy Generator")
             if not state["between_episodes"]:
                 changed.append("saved inside an episode, so a new one begins")
@@ -634,22 +625,20 @@ def make_env(env, render_mode=None):
     """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if bad."""
     name = getattr(env, "__name__", env)
     if isinstance(env, str) and not re.search(r"-v\d+$", env):
-        raise UsageError(f"{env} is not a full id like Hopper-v4 (if it was made in Python: "
-                         f"sac.Run.load(folder, env={env}))")
+        raise UsageError(f"{env} is no full id like Hopper-v4; made in Python? Run.load(env={env})")
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
-    with refusing(f"cannot make {name}"):
+    with refusing(f"cannot make {name}"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass|lowered by)")
         with contextlib.suppress(ImportError):
             import mujoco  # by default it logs warnings to MUJOCO_LOG.TXT
             mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass|lowered by)")
-            env = env() if callable(env) else gym.make(env, disable_env_checker=True, **mode)
-            if render_mode not in (None, *env.metadata.get("render_modes", ())):
-                raise ValueError(f"it has no render_mode {render_mode}")
-            box, images = env.action_space, len(env.observation_space.shape or ()) > 2
-            env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
+        env = env() if callable(env) else gym.make(env, disable_env_checker=True, **mode)
+        if render_mode not in (None, *env.metadata.get("render_modes", ())):
+            raise ValueError(f"it has no render_mode {render_mode}")
+        box, images = env.action_space, len(env.observation_space.shape or ()) > 2
+        env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
     floats = isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and box.low.size > 0
     if not floats or not box.is_bounded() or (box.low >= box.high).any():
         raise UsageError(f"{name}: SAC needs a continuous Box with finite low < high, not {box}")
@@ -703,13 +692,12 @@ def configure_torch(config):
     exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)
     best = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", best))
-    threads = config.threads
-    if threads == 0:  # when other programs keep the cores busy, one thread is faster
-        many, seconds = min(torch.get_num_threads(), 4), {}
-        for count in (many, 1):
-            torch.set_num_threads(count)
-            seconds[count] = timeit.timeit(lambda: a @ a, number=300)
-        threads = many if seconds[many] < 0.8 * seconds[1] else 1
+
+    def cost(threads):  # several must be clearly faster: other programs may keep the cores busy
+        torch.set_num_threads(threads)
+        return timeit.timeit(lambda: a @ a, number=300) * (1.25 if threads > 1 else 1)
+
+    threads = config.threads or min(1, min(torch.get_num_threads(), 4), key=cost)
     torch.set_num_threads(threads)
     torch.empty(7_900_000)  # freeing it makes glibc keep blocks up to 32 MB: updates 20% faster
     return replace(config, threads=threads)
@@ -744,12 +732,10 @@ def read_checkpoint(folder, env=None):
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
-    with refusing(f"{path} is damaged, or from another sac.py, like its first edition"):
-        with zipfile.ZipFile(path) as archive:
-            # We write neither compression (a bomb could fill the memory) nor file attributes
-            odd = [x for x in archive.infolist() if x.compress_type or x.external_attr]
-            if odd or archive.testzip():
-                raise ValueError("damaged or tampered with")
+    with refusing(f"{path} is damaged, or of the first edition"), zipfile.ZipFile(path) as saved:
+        # We write neither compression (a bomb could fill the memory) nor file attributes
+        if any(x.compress_type or x.external_attr for x in saved.infolist()) or saved.testzip():
+            raise ValueError("damaged or tampered with")
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
     name = state["config"].env
