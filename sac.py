@@ -27,7 +27,7 @@ targets move per update). Shapes: B batch, O observation, A action; (2,B) has on
 Differences from the paper. In brackets: the return on HalfCheetah-v4 after 100,000 steps with only
 that change undone (mean +- sd of seeds 11 to 13; with all changes: 6,612 +- 490):
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
-- 5,000 random actions come before learning, for diverse batches (1,000: 5,507 +- 747: unclear).
+- 5,000 random actions come before learning, for diverse batches (1,000: 5,507 +- 747, unclear).
 - log_std is clamped softly; a hard clamp has zero gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
@@ -76,7 +76,7 @@ class Config:
     save_every: int = 50_000  # steps between saves
     device: str = "cpu"  # cpu, cuda or mps
     threads: int = 0  # CPU threads; 0: up to 4 where a short test finds them faster, else 1
-    matmul_precision: str = "auto"  # highest, high, medium; auto: medium where it stays float32
+    matmul_precision: str = "auto"  # highest, high, medium; auto: medium if exact, else highest
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -217,7 +217,7 @@ class SAC:
 
     @torch.no_grad()
     def td_target(self, batch):
-        """y = r + gamma (1 - d) V(s'), without gradient: (B,), or (2,B): one per critic."""
+        """y = r + gamma (1 - d) V(s'), without gradient. (B,), or (2,B) if they differ."""
         r = self.config.reward_scale * batch.reward
         return r + self.config.gamma * (1 - batch.terminated) * self.next_value(batch.next_obs)
 
@@ -328,7 +328,7 @@ class Run:
     new environment, overrides config.env. With a `folder`, which must be new, the run is saved
     there about every `save_every` steps and whenever the loop ends."""
     def __init__(self, config, env=None, folder=None):
-        path = Path(folder).absolute() if folder else None  # now: an environment may call chdir
+        path = None if folder is None else Path(folder).absolute()  # now: env may call os.chdir
         env = env or config.env
         name = env if isinstance(env, str) else getattr(env, "__name__", "custom")
         self.config = config = replace(config, env=name)
@@ -346,7 +346,7 @@ class Run:
         self.obs = None  # None: the next step starts an episode
         self.between_episodes = True  # only then can a saved run resume exactly
         self.stopping = 0  # the first signal that asked to stop at the episode's end, or 0
-        self.ending = False  # True while the last save runs
+        self.ending = False  # True once the last save begins
         self.row = dict.fromkeys(COLUMNS, math.nan)
         self.row.update(step=0, episodes=0, seconds=0)
         self.history = []  # a copy of the row at each report
@@ -357,12 +357,12 @@ class Run:
     def __iter__(self):
         try:
             while not (self.finished or (self.stopping and self.between_episodes)):
-                row = self.report()  # None if none is due
+                row = self.report()  # None if no row is due
                 if self.folder:
                     self.save_if_due(row)
                 if row:
                     yield row
-                else:
+                else:  # or if this step has been reported
                     self.advance()
         finally:  # however the loop ended: finished, break, an interrupt, an error
             self.ending = True
@@ -493,13 +493,13 @@ class Run:
             run.step, run.history = done, state["history"]
             run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
             run.agent.load_state_dict(state["agent"])
-            for name in run.agent.parts:  # fused Adam trusts the shapes of its moments
+            for name in run.agent.parts:  # fused Adam does not check its moments' shapes
                 for weight, moments in getattr(getattr(run.agent, name), "state", {}).items():
                     for key, x in moments.items():
                         moments[key] = x.view(() if key == "step" else weight.shape).clone()
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = state["rng"]
-            run.env.reset(seed=config.seed)  # makes it create its generator, of whatever type
+            run.env.reset(seed=config.seed)  # creates its generator, whatever its type
             if done and state["env_rng"]:
                 run.env.np_random.bit_generator.state = state["env_rng"]
             now, old = versions(), state["versions"]
@@ -625,7 +625,8 @@ def make_env(env, render_mode=None):
     """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if bad."""
     name = getattr(env, "__name__", env)
     if isinstance(env, str) and not re.search(r"-v\d+$", env):
-        raise UsageError(f"{env} is no full id like Hopper-v4; made in Python? Run.load(env={env})")
+        raise UsageError(f"{env} is not a full id like Hopper-v4 (if it was made in Python: "
+                         f"sac.Run.load(folder, env={env}))")
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
@@ -653,7 +654,7 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # steps after which an evaluation ends an episode, and a save is no longer put off
+LONGEST = 10_000  # most steps of an episode in an evaluation, and that a save waits for its end
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
@@ -732,7 +733,7 @@ def read_checkpoint(folder, env=None):
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
-    with refusing(f"{path} is damaged, or of the first edition"), zipfile.ZipFile(path) as saved:
+    with refusing(f"{path} is damaged or from the first edition"), zipfile.ZipFile(path) as saved:
         # We write neither compression (a bomb could fill the memory) nor file attributes
         if any(x.compress_type or x.external_attr for x in saved.infolist()) or saved.testzip():
             raise ValueError("damaged or tampered with")
@@ -824,8 +825,9 @@ def open_run(flags, out=None, resume=None):
             return Run(configure_torch(config), folder=folder)
         if not folder.exists():
             run = Run(configure_torch(config))  # if this fails, it leaves no folder
+            folder.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):  # another process was faster: next number
-                folder.mkdir(parents=True)
+                folder.mkdir()
                 run.save(folder)
                 return run
 

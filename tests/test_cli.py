@@ -752,6 +752,20 @@ def test_runs_that_start_together_get_folders_of_their_own(call, monkeypatch):
     assert list(first.iterdir()) == [] and (second / "checkpoint.pt").exists()
 
 
+def test_a_link_to_nowhere_in_place_of_runs_is_one_line(call, monkeypatch):
+    """Catches a search for a free folder that never ends."""
+    configure, tries = sac.configure_torch, []
+
+    def counted(config):
+        tries.append(config)
+        assert len(tries) < 5
+        return configure(config)
+
+    monkeypatch.setattr(sac, "configure_torch", counted)
+    os.symlink("gone", "runs")
+    assert_refused(call(*SHORT, *TOY), "runs", "exists")
+
+
 def test_out_and_resume_together_begin_or_continue(call):
     """Catches a folder that a killed first save has left and that no command can use again, and a
     folder of somebody else that is written to."""
