@@ -177,7 +177,7 @@ def figure(name, sources):
         panel.grid(alpha=0.3)
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_formatter("{x:,.0f}")
-        panel.legend(fontsize="small")
+        panel.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14))
     picture.savefig(RESULTS / f"{name}.png", dpi=100)
 
 
