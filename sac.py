@@ -217,7 +217,7 @@ class SAC:
 
     @torch.no_grad()
     def td_target(self, batch):
-        """y = r + gamma (1 - d) V(s'), without gradient. (B,), or (2,B) if they differ."""
+        """y = r + gamma (1 - d) V(s'), without gradient. (B,), or (2,B) for `double-q`."""
         r = self.config.reward_scale * batch.reward
         return r + self.config.gamma * (1 - batch.terminated) * self.next_value(batch.next_obs)
 
@@ -356,14 +356,15 @@ class Run:
 
     def __iter__(self):
         try:
-            while not (self.finished or (self.stopping and self.between_episodes)):
-                row = self.report()  # None if no row is due
+            while True:
+                row = self.report()  # first: a resumed run may have an evaluation due
                 if self.folder:
                     self.save_if_due(row)
                 if row:
                     yield row
-                else:  # or if this step has been reported
-                    self.advance()
+                if self.finished or (self.stopping and self.between_episodes):
+                    break
+                self.advance()
         finally:  # however the loop ended: finished, break, an interrupt, an error
             self.ending = True
             if self.folder:

@@ -661,6 +661,16 @@ def test_a_generator_made_in_reset_is_resumed_from_the_first_save(tmp_path):
     assert outcome(again) == outcome(train(env=Late, steps=120))
 
 
+def test_a_stop_in_the_last_episode_still_ends_with_an_evaluation():
+    """Catches a run whose every step is done, and that calls itself unfinished."""
+    run = sac.Run(sac.Config(**PENDULUM | {"steps": 80}), env=lambda: Clock(20))
+    for _ in range(70):
+        run.advance()
+    run.stopping = 2
+    list(run)
+    assert run.step == 80 and run.finished and run.row["eval_step"] == 80
+
+
 def test_a_step_that_was_interrupted_is_no_transition():
     """Catches an observation that the interrupted step has left behind and the next one goes on
     from, and an evaluation that an interrupt has cost: an interrupt anywhere in env.step, update
