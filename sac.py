@@ -24,10 +24,14 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Differences from the paper. In brackets: the return on HalfCheetah-v4 after 100,000 steps with only
-that change undone (mean +- sd of seeds 11 to 13; with all changes: 6,612 +- 490):
+Differences from the paper. Brackets give the return on HalfCheetah-v4 after 100,000 steps with only
+that change undone; with all changes it is 6,612 +- 490 (mean +- sd, seeds 11 to 13). In these runs,
+policy and temperature still learned at 3e-4.
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
-- 5,000 random actions come before learning, for diverse batches (1,000: 5,507 +- 747, unclear).
+- Policy and temperature learn at 1e-3 too. On HalfCheetah-v4 this changes little; on Hopper-v4 it
+  raised the return from 956 +- 247 to 1,923 +- 667.
+- Learning starts after 5,000 random actions, so that early batches are diverse (after 1,000:
+  5,507 +- 747, no clear effect).
 - log_std is clamped softly; a hard clamp has zero gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
@@ -61,9 +65,9 @@ class Config:
     hidden: int = 256  # units in each of the two hidden layers
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # fraction by which the targets move towards the critics per update
-    actor_lr: float = 3e-4  # learning rate of the policy
+    actor_lr: float = 1e-3  # learning rate of the policy
     critic_lr: float = 1e-3  # learning rate of the critics
-    alpha_lr: float = 3e-4  # learning rate of the temperature
+    alpha_lr: float = 1e-3  # learning rate of the temperature
     alpha: float | None = None  # fix the temperature (default: learn it)
     target_entropy: float | None = None  # entropy (nats) a learned alpha aims for (default: -A)
     reward_scale: float = 1.0  # multiplies the rewards the critics learn from
@@ -229,7 +233,7 @@ class SAC:
         return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # expand_as rejects a y of (B,1)
 
     def actor_loss(self, obs):
-        """J_pi = E[alpha log pi(a|s) - Q(s,a)], a scalar (Eq. 7 and 9), and log_prob (B,)."""
+        """J_pi = E[alpha log pi(a|s) - Q(s,a)], a scalar (Eqs. 7 and 9), and log_prob (B,)."""
         action, log_prob = self.actor.sample(obs)  # (B,A), (B,)
         q = self.combine(self.critic(obs, action))  # (B,)
         return (self.alpha.detach() * log_prob - q).mean(), log_prob
@@ -296,7 +300,7 @@ class ReplayBuffer:
         return min(self.added, len(self.rows))
 
     def add(self, obs, action, reward, next_obs, terminated):
-        """Stores a transition: (O,), (A,), float, (O,), bool. Once full, it replaces the oldest."""
+        """Stores a transition: (O,), (A,), float, (O,), bool. When full, it drops the oldest."""
         row = np.hstack([obs, action, reward, next_obs, terminated], dtype=np.float32)
         self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
         self.added += 1
@@ -311,13 +315,14 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice would save all
+        # torch.save writes the whole memory behind a slice, but not behind a view made by numpy
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
         self.added = state["added"]
         if not state["rows"].is_contiguous():
-            raise ValueError("a row is spread over many: it could fill the memory")
+            raise ValueError("the replay rows are not contiguous: altered?")
         self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
 
@@ -328,7 +333,7 @@ class Run:
     new environment, overrides config.env. With a `folder`, which must be new, the run is saved
     there about every `save_every` steps and whenever the loop ends."""
     def __init__(self, config, env=None, folder=None):
-        path = None if folder is None else Path(folder).absolute()  # now: env may call os.chdir
+        path = None if folder is None else Path(folder).absolute()  # env may call os.chdir
         env = env or config.env
         name = env if isinstance(env, str) else getattr(env, "__name__", "custom")
         self.config = config = replace(config, env=name)
@@ -454,15 +459,15 @@ class Run:
             warnings.warn(f"step {self.step}: {error}; training continues")
 
     def save(self, folder=None):
-        """Saves all that `load` needs; OSError if it fails, UsageError if `folder` exists."""
+        """Saves all that `load` needs. OSError if that fails, UsageError if `folder` has files."""
         path = Path(folder or self.folder).absolute()
-        others = {x.suffix for x in path.glob("*")} - {".tmp"}  # a killed first save leaves a .tmp
+        others = {x.suffix for x in path.glob("*")} - {".tmp"}  # left by a killed first save
         if path != self.folder and others:
             name = os.path.relpath(path)
             raise UsageError(f"{name} exists; to continue the run in it: --resume {name}")
         learned = itertools.chain(self.agent.actor.parameters(), self.agent.critic.parameters())
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # now: a failed save is not retried at once
+        self.folder, self.saved_at = path, self.step  # first: no retry at every step
         path.mkdir(parents=True, exist_ok=True)
         generator = getattr(self.env.np_random, "bit_generator", None)
         state = {
@@ -477,27 +482,31 @@ class Run:
     @classmethod
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
-        It continues bit for bit as if it had never stopped; where it cannot, a warning says why."""
+        It continues bit for bit as if it had never stopped, if np_random is all that the
+        environment keeps between episodes. Anything else that prevents this gives a warning."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
         config = replace(state["config"], **changes)
         for name, saved in asdict(state["config"]).items():
             if name not in MAY_CHANGE and getattr(config, name) != saved:
-                raise UsageError(f"{folder} has {name} {saved}; only a new run can change it")
+                raise UsageError(f"{folder} has {name} {saved}; only a new run can have another")
         done = state.get("step")
         if type(done) is not int or not 0 <= done <= config.steps:
             raise UsageError(f"{folder} has done {done} steps already: raise --steps")
         path = Path(folder).absolute()
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
-            run.step, run.history = done, state["history"]
+            run.step = done
+            run.history = [x for x in state["history"]  # the last row must have an evaluation
+                           if x["step"] < config.steps or x["eval_step"] == x["step"]]
             run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
             run.agent.load_state_dict(state["agent"])
-            for name in run.agent.parts:  # fused Adam does not check its moments' shapes
-                for weight, moments in getattr(getattr(run.agent, name), "state", {}).items():
-                    for key, x in moments.items():
-                        moments[key] = x.view(() if key == "step" else weight.shape).clone()
+            for name in run.agent.parts:
+                if name.endswith("optimizer"):  # fused Adam checks neither shapes nor memory
+                    for weight, moments in getattr(run.agent, name).state.items():
+                        for key, x in moments.items():
+                            moments[key] = x.view(() if key == "step" else weight.shape).clone()
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = state["rng"]
             run.env.reset(seed=config.seed)  # creates its generator, whatever its type
@@ -506,7 +515,7 @@ class Run:
             now, old = versions(), state["versions"]
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
             if not state["env_rng"]:
-                changed.append("np_random of the environment is no numpy Generator")
+                changed.append("the environment's np_random is not a NumPy Generator")
             if not state["between_episodes"]:
                 changed.append("saved inside an episode, so a new one begins")
         run.folder, run.saved_at = path, run.step
@@ -515,7 +524,7 @@ class Run:
         return run
 
 def evaluate(agent, env, episodes, seed):
-    """Undiscounted returns (episodes,) of the action tanh(mean). Uses none of training's noise."""
+    """Undiscounted returns (episodes,) of the action tanh(mean). Leaves training's noise alone."""
     returns = np.zeros(episodes)
     for i in range(episodes):
         obs, _ = env.reset(seed=seed if i == 0 else None)
@@ -623,10 +632,10 @@ def refusing(what):
         raise UsageError(f"{what}: {error!r}") from None
 
 def make_env(env, render_mode=None):
-    """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if bad."""
+    """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if unfit."""
     name = getattr(env, "__name__", env)
     if isinstance(env, str) and not re.search(r"-v\d+$", env):
-        raise UsageError(f"{env} is not a full id like Hopper-v4 (if it was made in Python: "
+        raise UsageError(f"{env} is not a full id like Hopper-v4 (for a run made in Python: "
                          f"sac.Run.load(folder, env={env}))")
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
@@ -655,7 +664,7 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # most steps of an episode in an evaluation, and that a save waits for its end
+LONGEST = 10_000  # steps after which an evaluation cuts an episode, and a save no longer waits
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
@@ -669,10 +678,11 @@ LIMITS = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "
 def check(name, kind, x):
     """A field of a Config as a plain str, int, float or None. UsageError if it is not valid."""
     flag, limits = "--" + name.replace("_", "-"), LIMITS.get(name)
-    x = str(x) if kind is str else x
-    if kind is str and limits and x not in limits:
-        raise UsageError(f"{flag} must be one of {', '.join(limits)}, not {x}")
-    if kind is str or (x is None and kind not in (int, float)):
+    if kind is str:
+        if limits and str(x) not in limits:
+            raise UsageError(f"{flag} must be one of {', '.join(limits)}, not {x}")
+        return str(x)
+    if x is None and kind not in (int, float):  # it may be None
         return x
     low, high = limits or (1 if kind is int else 1e-9, 1e9)
     whole = "whole " if kind is int else ""
@@ -683,23 +693,25 @@ def check(name, kind, x):
     raise UsageError(f"{flag} must be a {whole}number from {low:.10g} to {high:.10g}, not {x}")
 
 def configure_torch(config):
-    """Sets this process's threads and precision, before a Run is made, and returns the config with
-    those threads. UsageError if the device is not available."""
+    """Sets this process's threads and precision; call it before making a Run. Returns the config
+    with those threads. UsageError if the device is not available."""
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    # On some CPUs "medium" is exact and much faster; on others it rounds: a @ I differs from a
+    # On some CPUs "medium" is exact and much faster; on others it rounds, so a @ I differs from a
     torch.set_float32_matmul_precision("medium")
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)
     best = "medium" if exact else "highest"
-    torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", best))
+    wanted = config.matmul_precision
+    torch.set_float32_matmul_precision(best if wanted == "auto" else wanted)
 
-    def cost(threads):  # several must be clearly faster: other programs may keep the cores busy
+    def cost(threads):  # several must win clearly: other programs may be using the cores
         torch.set_num_threads(threads)
         return timeit.timeit(lambda: a @ a, number=300) * (1.25 if threads > 1 else 1)
 
-    threads = config.threads or min(1, min(torch.get_num_threads(), 4), key=cost)
+    several = min(torch.get_num_threads(), 4)
+    threads = config.threads or min(1, several, key=cost)
     torch.set_num_threads(threads)
     torch.empty(7_900_000)  # freeing it makes glibc keep blocks up to 32 MB: updates 20% faster
     return replace(config, threads=threads)
@@ -708,7 +720,7 @@ def configure_torch(config):
 SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # checksum of the running code
 
 def versions():
-    """What affects the numbers of a run besides its Config."""
+    """Everything besides the Config that can change a run's numbers."""
     packages = {name: str(sys.modules[name].__version__)
                 for name in ("torch", "gymnasium", "numpy", "mujoco") if name in sys.modules}
     return {**packages, "python": sys.version.split()[0], "sac.py": SOURCE,
@@ -730,14 +742,14 @@ def write(path, content):
         raise OSError(f"cannot write {path}: {error}") from None
 
 def read_checkpoint(folder, env=None):
-    """Loads what `Run.save` wrote, running no code from it. Raises UsageError."""
+    """Loads what `Run.save` wrote, without running any code in it. Raises UsageError."""
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
     with refusing(f"{path} is damaged or from the first edition"), zipfile.ZipFile(path) as saved:
-        # We write neither compression (a bomb could fill the memory) nor file attributes
+        # Ours have neither compression (a bomb could fill the memory) nor file attributes
         if any(x.compress_type or x.external_attr for x in saved.infolist()) or saved.testzip():
-            raise ValueError("damaged or tampered with")
+            raise ValueError("its contents have been altered")
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
     name = state["config"].env
@@ -803,11 +815,11 @@ def plot_runs(runs):
     figure.axes[3].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center")
     envs = ", ".join(sorted({config.env for _, config, _ in read}))
-    figure.supxlabel(f"steps in {envs}\n(mean of n seeds, lowest to highest; steps that all have)")
+    figure.supxlabel(f"steps in {envs}\n(mean of n seeds; band: lowest to highest; steps all have)")
     return figure
 
 def open_run(flags, out=None, resume=None):
-    """The Run that the command line asks for, new or resumed."""
+    """The Run to train: a new one, the one saved in the folder `resume`, or ("") whichever fits."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     if resume:
@@ -818,7 +830,7 @@ def open_run(flags, out=None, resume=None):
     name = re.sub(r"[^\w.-]", "-", config.env) + f"/{config.variant}-seed{config.seed}"
     for number in itertools.count(1):
         folder = Path(out or f"runs/{name}-{number}".removesuffix("-1")).absolute()
-        if resume == "" and (folder / "checkpoint.pt").exists():
+        if resume == "" and (folder / "checkpoint.pt").exists():  # --resume without DIR
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
                 return open_run(flags, resume=folder)
@@ -827,7 +839,7 @@ def open_run(flags, out=None, resume=None):
         if not folder.exists():
             run = Run(configure_torch(config))  # if this fails, it leaves no folder
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # another process was faster: next number
+            with contextlib.suppress(FileExistsError):  # another process was faster: try the next
                 folder.mkdir()
                 run.save(folder)
                 return run
@@ -870,7 +882,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
     try:
-        with contextlib.closing(iter(run)) as rows:  # however it ends, it saves now, not later
+        with contextlib.closing(iter(run)) as rows:  # however it ends, it saves at once
             for row in rows:
                 line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
                 minutes = (c.steps - run.step) / row["steps_per_second"] / 60
@@ -931,7 +943,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
             stage.unwrapped.model.geom("floor").size *= 9  # so that nobody runs off its edge
             stage.unwrapped.model.mat_texrepeat *= 9
     while len(returns) < episodes:
-        returns += list(evaluate(agent, stage, 1, config.seed + 1 + len(returns)))
+        returns.extend(evaluate(agent, stage, 1, config.seed + 1 + len(returns)))
         print(f"episode {len(returns)}: return {returns[-1]:.1f}", flush=True)
     print(f"mean {np.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})")
     if video:
@@ -972,7 +984,7 @@ def parse(argv):
     return vars(parser.parse_args(argv))
 
 def main(argv=None):
-    """The command line. Exit codes: 0 done, 1 NaN, 2 usage or file, 3 other error, 128 + signal."""
+    """The command line. Exit codes: 0 done, 1 NaN, 2 usage or file, 3 other, 128 + signal."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda text, *_: print(f"sac.py: {text}", file=sys.stderr)
         try:

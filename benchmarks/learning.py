@@ -14,7 +14,7 @@ seed alone are one line: a mean over seeds, with a sample standard deviation or 
 (`--until STEP`: no later rows, to compare long runs with short ones). It overwrites nothing.
 `enter CHANGE` adds a line to the leaderboard of README.md beside this file, and keeps the rows.
 `trials` runs what the defaults are chosen from, two runs at a time, into runs/trials/; stop it and
-start it as you like, it continues each run. (HalfCheetah's defaults are results/deviations-base-*.)
+start it as you like, it continues each run.
 `bias` trains as `sac.py` does; at each evaluation it also plays episodes with the sampled actions
 and compares the critics' Q(s,a) with the discounted return, entropy bonus included, that followed.
 """
@@ -98,7 +98,9 @@ def read(source):
 def setting(config):
     """A run's settings in words: its environment, its variant, and what is not the default."""
     usual = vars(sac.Config())
-    named = ("env", "variant", "seed", "device", *sac.REPORTS, *sac.MAY_CHANGE)
+    named = {"env", "variant", "seed", "device", *sac.REPORTS, *sac.MAY_CHANGE}
+    if config["alpha"] is not None:  # a fixed temperature has no learning rate
+        named.add("alpha_lr")
     names = [x for x in usual if x not in named]
     odd = [f"{x} {config[x]:g}" for x in names
            if isinstance(config[x], (int, float)) and config[x] != usual[x]]  # fmt: skip
@@ -228,14 +230,15 @@ def enter(change, sources, lines, commit):
     print(row)
 
 
+BEFORE = "--actor-lr 3e-4 --alpha-lr 3e-4 "  # the defaults until these trials changed them
 TRIALS = {
-    "base": "",
-    "rates": "--actor-lr 1e-3 --alpha-lr 1e-3",
-    "alpha0.2": "--alpha 0.2",
-    "start0.2": "",  # alpha is learned, from 0.2
-    "tau0.01": "--tau 0.01",
-    "half": "--target-entropy {half}",  # -A/2
-    "tianshou": "--alpha 0.2 --actor-lr 1e-3 --warmup 10000",  # Tianshou's published settings
+    "base": BEFORE,
+    "rates": "",
+    "alpha0.2": BEFORE + "--alpha 0.2",
+    "start0.2": BEFORE,  # alpha is learned, from 0.2
+    "tau0.01": BEFORE + "--tau 0.01",
+    "half": BEFORE + "--target-entropy {half}",  # -A/2
+    "tianshou": "--alpha 0.2 --warmup 10000",  # Tianshou's published settings
 }
 HALF = {"Hopper-v4": -1.5, "Walker2d-v4": -3, "HalfCheetah-v4": -3}
 
@@ -257,8 +260,7 @@ def trial(env, name, seed):
 
 def trials(seeds):
     """All of TRIALS, two runs at a time, each in a process of its own."""
-    jobs = [(env, name, str(seed)) for seed in seeds for name in TRIALS for env in HALF
-            if (env, name) != ("HalfCheetah-v4", "base")]  # fmt: skip
+    jobs = [(env, name, str(seed)) for seed in seeds for name in TRIALS for env in HALF]
     with ThreadPoolExecutor(2) as pool:
         commands = ([sys.executable, __file__, "trial", *job] for job in jobs)
         codes = []

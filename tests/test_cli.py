@@ -883,7 +883,7 @@ def test_readme_names_flags_that_exist(place, capsys):
     named = [set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) for text in (readme, page)]
     fields = {"--" + name.replace("_", "-") for name in sac.Config.__dataclass_fields__}
     assert named[0] <= named[1] and fields < named[1] and len(named[0]) > 10
-    assert all(name in page for name in sac.VARIANTS) and "(0.005)" in page and "(3e-4)" in page
+    assert all(name in page for name in sac.VARIANTS) and "(0.005)" in page and "(1e-3)" in page
     assert page.count("\n") <= 80 and max(map(len, page.splitlines())) <= 100  # two screens
 
 

@@ -454,8 +454,8 @@ def test_markdown_that_renders_everywhere(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for line in cell.source.split("\n"):
-                if line.startswith("|"):
-                    assert not re.search(r"\$[^$|]*\|[^$]*\$", line), line
+                if line.startswith("|"):  # a pipe in a formula would end its cell
+                    assert not any("|" in formula for formula in line.split("$")[1::2]), line
             for alt, _ in re.findall(r"!\[(.*?)\]\((.*?)\)", cell.source):
                 assert len(alt) > 20
         assert not PATHS.search(cell.source)

@@ -436,6 +436,19 @@ def test_a_finished_run_can_be_extended(tmp_path):
     assert learned(longer) == learned(whole.history)[4:] and outcome(longer) == outcome(whole)
 
 
+def test_a_run_can_be_ended_where_it_was_stopped(tmp_path):
+    """Catches an end without an evaluation ("final evaluation nan"), and its last row twice."""
+    whole = train(steps=200, eval_every=150)
+    run = sac.Run(sac.Config(**PENDULUM | {"eval_every": 150}), folder=tmp_path / "run")
+    for row in run:
+        if row["step"] == 200:
+            break
+    run.save()
+    ended = sac.Run.load(tmp_path / "run", steps=200)
+    assert [row["eval_step"] for row in ended] == [200]
+    assert learned(ended.history) == learned(whole.history) and outcome(ended) == outcome(whole)
+
+
 def test_a_resumed_run_counts_on(tmp_path):
     """Catches seconds that begin again, and a save at once, with nothing new in it."""
     run = train(env=Clock, folder=tmp_path / "run", steps=100)
