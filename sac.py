@@ -24,18 +24,17 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Differences from the paper. Brackets give the return on HalfCheetah-v4 after 100,000 steps with only
-that change undone; with all changes it is 6,612 +- 490 (mean +- sd, seeds 11 to 13). In these runs,
-policy and temperature still learned at 3e-4.
+Differences from the paper. Brackets: the return on HalfCheetah-v4 after 100,000 steps with only
+that change undone; reference 6,612 +- 490 (mean +- sd, seeds 11 to 13; other rates still 3e-4).
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
 - Policy and temperature learn at 1e-3 too: no clear effect on HalfCheetah-v4 (eight runs: 6,194
-  +- 498; eleven at 3e-4: 6,006 +- 653), but Hopper-v4 went from 956 +- 247 to 1,841 +- 703.
+  +- 498; eight at 3e-4: 6,017 +- 656), but Hopper-v4 rose from 956 +- 247 to 1,841 +- 703.
 - Learning starts after 5,000 random actions, so that early batches are diverse (after 1,000:
   5,507 +- 747, no clear effect).
 - log_std is clamped softly; a hard clamp has zero gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
-- Targets do not bootstrap from terminal states; the paper leaves termination out.
+- Targets do not bootstrap from terminal states; the paper ignores termination.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -79,7 +78,7 @@ class Config:
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
     save_every: int = 50_000  # steps between saves
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0: up to 4 where a short test finds them faster, else 1
+    threads: int = 0  # CPU threads; 0: 1, or up to 4 if a quick test finds them faster
     matmul_precision: str = "auto"  # highest, high, medium; auto: medium if exact, else highest
 
     def __post_init__(self):
@@ -89,7 +88,7 @@ class Config:
             raise UsageError("--actor-samples only applies to --variant reinforce")
         if self.alpha and self.variant in ("no-entropy", "ddpg"):
             raise UsageError(f"--variant {self.variant} fixes alpha at 0: drop --alpha")
-        if None not in (self.alpha, self.target_entropy):
+        if self.alpha is not None and self.target_entropy is not None:
             raise UsageError("--target-entropy only applies to a learned alpha; here it is fixed")
 
 # 2. Actor: a Gaussian squashed by tanh
@@ -170,7 +169,7 @@ def blend(target, online, tau):
         old.lerp_(new, tau)
 
 class SAC:
-    """Soft Actor-Critic; how it differs from the paper is listed at the top."""
+    """Soft Actor-Critic; the docstring of this file lists its differences from the paper."""
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
         self.generator = torch.Generator(config.device).manual_seed(config.seed + 1000)  # for noise
@@ -182,8 +181,8 @@ class SAC:
 
         alpha = torch.tensor(1.0 if config.alpha is None else config.alpha, device=config.device)
         self.log_alpha = alpha.log().requires_grad_()  # we learn log(alpha): alpha stays > 0
-        target = config.target_entropy
-        self.target_entropy = -float(action_dim) if target is None else target
+        wanted = config.target_entropy
+        self.target_entropy = -float(action_dim) if wanted is None else wanted
 
         adam = torch.optim.Adam
         self.critic_optimizer = adam(self.critic.parameters(), config.critic_lr, fused=True)
@@ -192,6 +191,7 @@ class SAC:
         self.updates = 0
 
     def make_critic(self):
+        """Both critics; override this to change their networks."""
         return TwinCritic(self.obs_dim, self.action_dim, self.config.hidden)
 
     @property
@@ -261,10 +261,10 @@ class SAC:
         self.updates += 1
         self.update_target()
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach(),
-                "alpha_loss": alpha_loss.detach(), "entropy": -log_prob.detach().mean(),
+                "alpha_loss": alpha_loss.detach(), "entropy": (-log_prob.detach()).mean(),
                 "q_mean": self.q_mean}
 
-    parts = ("actor", "critic", "target_critic",  # what is saved, besides numbers
+    parts = ("actor", "critic", "target_critic",  # what is saved, besides scalars
              "actor_optimizer", "critic_optimizer", "alpha_optimizer")
 
     def state_dict(self):
@@ -292,7 +292,7 @@ class ReplayBuffer:
     """The last `capacity` transitions, each a row of one array, so that a batch is one lookup."""
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
-        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # memory grows with use
+        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # a CPU fills it lazily
         self.generator = torch.Generator(device).manual_seed(seed)
         self.added = 0
 
@@ -315,13 +315,13 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        # torch.save writes the whole memory behind a slice, but not behind a view made by numpy
+        # torch.save writes a slice's whole storage; going through NumPy hides the unused rest
         filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
         self.added = state["added"]
-        if not state["rows"].is_contiguous():
+        if not state["rows"].is_contiguous():  # a few bytes could pose as gigabytes
             raise ValueError("the replay rows are not contiguous: altered?")
         self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
@@ -448,7 +448,7 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """Saves if due, when possible between episodes; otherwise only writes the new row."""
+        """Saves when due, between episodes if possible; otherwise only writes the new row."""
         patience = 0 if self.between_episodes else LONGEST
         try:
             if self.step - self.saved_at >= self.config.save_every + patience:
@@ -461,13 +461,13 @@ class Run:
     def save(self, folder=None):
         """Saves all that `load` needs. OSError if that fails, UsageError if `folder` has files."""
         path = Path(folder or self.folder).absolute()
-        others = {x.suffix for x in path.glob("*")} - {".tmp"}  # left by a killed first save
+        others = [x for x in path.glob("*") if x.suffix != ".tmp"]  # a killed save leaves .tmp
         if path != self.folder and others:
             name = os.path.relpath(path)
             raise UsageError(f"{name} exists; to continue the run in it: --resume {name}")
-        learned = itertools.chain(self.agent.actor.parameters(), self.agent.critic.parameters())
+        learned = [*self.agent.actor.parameters(), *self.agent.critic.parameters()]
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # first: no retry at every step
+        self.folder, self.saved_at = path, self.step  # even if it fails: no retry at every step
         path.mkdir(parents=True, exist_ok=True)
         generator = getattr(self.env.np_random, "bit_generator", None)
         state = {
@@ -482,18 +482,18 @@ class Run:
     @classmethod
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
-        It continues bit for bit as if it had never stopped, if np_random is all that the
-        environment keeps between episodes. Anything else that prevents this gives a warning."""
+        It continues bit for bit as if it had never stopped, provided that the environment keeps
+        only np_random between episodes. Anything else that prevents this gives a warning."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
         config = replace(state["config"], **changes)
         for name, saved in asdict(state["config"]).items():
             if name not in MAY_CHANGE and getattr(config, name) != saved:
-                raise UsageError(f"{folder} has {name} {saved}; only a new run can have another")
+                raise UsageError(f"{folder} has {name} {saved}; to change it, start a new run")
         done = state.get("step")
         if type(done) is not int or not 0 <= done <= config.steps:
-            raise UsageError(f"{folder} has done {done} steps already: raise --steps")
+            raise UsageError(f"{folder} has already done {done} steps: raise --steps")
         path = Path(folder).absolute()
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
@@ -502,11 +502,10 @@ class Run:
                            if x["step"] < config.steps or x["eval_step"] == x["step"]]
             run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
             run.agent.load_state_dict(state["agent"])
-            for name in run.agent.parts:
-                if name.endswith("optimizer"):  # fused Adam checks neither shapes nor memory
-                    for weight, moments in getattr(run.agent, name).state.items():
-                        for key, x in moments.items():
-                            moments[key] = x.view(() if key == "step" else weight.shape).clone()
+            for name in ("actor_optimizer", "critic_optimizer", "alpha_optimizer"):
+                for weight, moments in getattr(run.agent, name).state.items():
+                    for key, x in moments.items():  # fused Adam checks neither shapes nor memory
+                        moments[key] = x.view(() if key == "step" else weight.shape).clone()
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = state["rng"]
             run.env.reset(seed=config.seed)  # creates its generator, whatever its type
@@ -524,7 +523,7 @@ class Run:
         return run
 
 def evaluate(agent, env, episodes, seed):
-    """Undiscounted returns (episodes,) of the action tanh(mean). Leaves training's noise alone."""
+    """Undiscounted returns (episodes,) of the action tanh(mean). Draws no training noise."""
     returns = np.zeros(episodes)
     for i in range(episodes):
         obs, _ = env.reset(seed=seed if i == 0 else None)
@@ -646,7 +645,7 @@ def make_env(env, render_mode=None):
             import mujoco  # by default it logs warnings to MUJOCO_LOG.TXT
             mujoco.set_mju_user_warning(lambda text: warnings.warn(f"mujoco: {text}"))
         env = env() if callable(env) else gym.make(env, disable_env_checker=True, **mode)
-        if render_mode not in (None, *env.metadata.get("render_modes", ())):
+        if render_mode and render_mode not in env.metadata.get("render_modes", ()):
             raise ValueError(f"it has no render_mode {render_mode}")
         box, images = env.action_space, len(env.observation_space.shape or ()) > 2
         env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
@@ -664,7 +663,7 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # steps after which an evaluation cuts an episode, and a save no longer waits
+LONGEST = 10_000  # steps after which evaluation cuts an episode off and a save stops waiting
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
@@ -676,7 +675,7 @@ LIMITS = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "
           "alpha": (0, 1e9), "target_entropy": (-1e9, 1e9), "stop_at": (-1e9, 1e9)}
 
 def check(name, kind, x):
-    """A field of a Config as a plain str, int, float or None. UsageError if it is not valid."""
+    """A Config field's value as a plain str, int, float or None. UsageError if it is not valid."""
     flag, limits = "--" + name.replace("_", "-"), LIMITS.get(name)
     if kind is str:
         if limits and str(x) not in limits:
@@ -684,8 +683,8 @@ def check(name, kind, x):
         return str(x)
     if x is None and kind not in (int, float):  # it may be None
         return x
-    low, high = limits or (1 if kind is int else 1e-9, 1e9)
-    whole = "whole " if kind is int else ""
+    lowest, whole = (1, "whole ") if kind is int else (1e-9, "")
+    low, high = limits or (lowest, 1e9)
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         value = float(x)
         if low <= value <= high and (value.is_integer() or not whole):
@@ -805,7 +804,7 @@ def plot_runs(runs):
         for label, seeds in groups.items():
             curves = [{x[at]: x[name] for x in rows if math.isfinite(x[name])}
                       for rows in seeds.values()]
-            steps = sorted(set.intersection(*map(set, curves)))  # common to every seed
+            steps = [x for x in curves[0] if all(x in curve for curve in curves)]
             values = np.array([[curve[step] for step in steps] for curve in curves])
             panel.plot(steps, values.mean(0), marker=marker, label=f"{label} (n = {len(seeds)})")
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
@@ -815,7 +814,7 @@ def plot_runs(runs):
     figure.axes[3].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center")
     envs = ", ".join(sorted({config.env for _, config, _ in read}))
-    figure.supxlabel(f"steps in {envs}\n(mean of n seeds; band: lowest to highest; steps all have)")
+    figure.supxlabel(f"steps in {envs}\n(mean of n seeds; band: lowest to highest; shared steps)")
     return figure
 
 def open_run(flags, out=None, resume=None):
@@ -829,7 +828,8 @@ def open_run(flags, out=None, resume=None):
     config = Config(**flags)
     name = re.sub(r"[^\w.-]", "-", config.env) + f"/{config.variant}-seed{config.seed}"
     for number in itertools.count(1):
-        folder = Path(out or f"runs/{name}-{number}".removesuffix("-1")).absolute()
+        suffix = "" if number == 1 else f"-{number}"
+        folder = Path(out or f"runs/{name}{suffix}").absolute()
         if resume == "" and (folder / "checkpoint.pt").exists():  # --resume without DIR
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
@@ -867,7 +867,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     def stop(number, _):
         # The first signal stops at the episode's end; a second one raises KeyboardInterrupt
         if run.ending:
-            return  # it is saving already
+            return  # already saving
         if run.stopping:
             raise KeyboardInterrupt(128 + run.stopping)
         run.stopping = number
@@ -913,7 +913,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
 def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     """Plays a saved policy without noise, prints the returns and can film the first 10 seconds."""
     from PIL import Image  # comes with matplotlib
-    film, kinds = Path(video or "film.gif").absolute(), (".gif", ".webp")
+    film, kinds = Path(video or "").absolute(), (".gif", ".webp")
     if episodes < 1 or (render and video):
         raise UsageError("--episodes must be 1 or more; and give --render or --video, not both")
     if video and (film.exists() or film.suffix not in kinds or not film.parent.is_dir()):
@@ -942,9 +942,9 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
             stage.unwrapped.mujoco_renderer.camera_id = stage.unwrapped.model.camera("track").id
             stage.unwrapped.model.geom("floor").size *= 9  # so that nobody runs off its edge
             stage.unwrapped.model.mat_texrepeat *= 9
-    while len(returns) < episodes:
-        returns.extend(evaluate(agent, stage, 1, config.seed + 1 + len(returns)))
-        print(f"episode {len(returns)}: return {returns[-1]:.1f}", flush=True)
+    for i in range(episodes):
+        returns.extend(evaluate(agent, stage, 1, config.seed + 1 + i))
+        print(f"episode {i + 1}: return {returns[i]:.1f}", flush=True)
     print(f"mean {np.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})")
     if video:
         options = {"save_all": True, "append_images": frames[1:], "duration": 100, "loop": 0}
@@ -974,7 +974,7 @@ def parse(argv):
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="folder of the run (runs/ENV/VARIANT-seedN, then -2, -3)")
     add("--resume", metavar="DIR", nargs="?", const="",
-        help="resume that run; without DIR, resume the run that has these flags, or start one")
+        help="resume that run; without DIR, the run with these flags, or start one")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files")
     add("--plot", metavar="DIR", nargs="+", action="extend", help="plot runs together (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
@@ -993,11 +993,11 @@ def main(argv=None):
             return end.code
         try:
             job = next((x for x in (play, plot) if x.__name__ in given), train)
-            fits = {*inspect.signature(job).parameters}
-            fits |= {*Config.__annotations__} if job is train else set()
+            settings = Config.__annotations__ if job is train else {}
+            fits = {*inspect.signature(job).parameters, *settings}
             odd = ["--" + name.replace("_", "-") for name in given if name not in fits]
             if odd:
-                raise UsageError(f"{', '.join(odd)} does not apply to {job.__name__}")
+                raise UsageError(f"not for {job.__name__}: {', '.join(odd)}")
             return job(**given) or 0
         except KeyboardInterrupt as stop:
             return stop.args[0] if stop.args else 128 + signal.SIGINT

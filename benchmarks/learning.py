@@ -157,16 +157,17 @@ def figure(name, sources):
             steps = sorted(set.intersection(*map(set, seeds.values())))
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
             n = len(values)
-            words = "\n".join(x for x in settings if x not in shared) or "the defaults"
-            interval = "95% interval" if n > 3 else "thin: each seed"
-            words += f": mean of {n} seeds, {interval}" if n > 1 else ": one seed"
+            words = ", ".join(x for x in settings if x not in shared) or "the default"
+            words += f": mean of {n} seeds" if n > 1 else ": one seed"
             (line,) = panel.plot(steps, values.mean(0), label=words)
             if n > 3:
                 half = T95.get(n, 2.0) * values.std(0, ddof=1) / np.sqrt(n)
                 band = values.mean(0) - half, values.mean(0) + half
                 panel.fill_between(steps, *band, alpha=0.2, color=line.get_color())
-            elif n > 1:  # an interval of two or three seeds would fill the picture
+                line.set_label(f"{words}, 95% interval")
+            elif n > 1 and len(here) < 3:  # an interval of so few seeds would fill the picture
                 panel.plot(steps, values.T, lw=0.8, alpha=0.6, color=line.get_color())
+                line.set_label(f"{words}, thin: each seed")
         limit = panel.get_xlim()[1]
         known = {step: x for step, x in PUBLISHED.get(env, {}).items() if step <= limit}
         if known:
