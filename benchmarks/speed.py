@@ -239,7 +239,9 @@ def show_races(rows, where, out):
         for i, one in enumerate(seeds.values()):
             points = [row["seconds"] for row in one], [row["return"] for row in one]
             label = f"{who}, {threads:.0f} threads" if i == 0 else None
-            panel.plot(*points, label=label, color=colours[who], ls="-" if threads == 1 else "--")
+            panel.plot(*points, label=label, color=colours[who], ls="--" if threads == 1 else "-")
+    for goal in GOALS:
+        panel.axhline(goal, color="0.5", lw=1)
     panel.set(xlabel="seconds of wall clock, evaluations not counted", ylabel=f"{ENV}: return")
     panel.grid(alpha=0.3)
     panel.legend()
