@@ -157,7 +157,7 @@ def figure(name, sources):
             steps = sorted(set.intersection(*map(set, seeds.values())))
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
             n = len(values)
-            words = ", ".join(x for x in settings if x not in shared) or "the default"
+            words = ", ".join(x for x in settings if x not in shared) or "default settings"
             words += f": mean of {n} seeds" if n > 1 else ": one seed"
             (line,) = panel.plot(steps, values.mean(0), label=words)
             if n > 3:
@@ -176,7 +176,9 @@ def figure(name, sources):
             words = "published SAC: mean of 10 seeds" + (", 95% interval" if any(half) else "")
             style = "kx--" if len(known) > 1 else "kx"
             panel.errorbar(list(known), means, half, fmt=style, label=words)
-        panel.set(title=env, xlabel="environment steps", ylabel="evaluation return")
+        common = ", ".join(x for x in list(here.values())[0] if x in shared and " " in x)
+        title = f"{env} ({common})" if 0 < len(common) < 36 else env
+        panel.set(title=title, xlabel="environment steps", ylabel="evaluation return")
         panel.grid(alpha=0.3)
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_formatter("{x:,.0f}")
