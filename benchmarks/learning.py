@@ -176,7 +176,7 @@ def figure(name, sources):
             words = "published SAC: mean of 10 seeds" + (", 95% interval" if any(half) else "")
             style = "kx--" if len(known) > 1 else "kx"
             panel.errorbar(list(known), means, half, fmt=style, label=words)
-        common = ", ".join(x for x in list(here.values())[0] if x in shared and " " in x)
+        common = ", ".join(x for x in next(iter(here.values())) if x in shared and " " in x)
         title = f"{env} ({common})" if 0 < len(common) < 36 else env
         panel.set(title=title, xlabel="environment steps", ylabel="evaluation return")
         panel.grid(alpha=0.3)

@@ -673,6 +673,14 @@ def test_films_of_other_kinds_and_what_stands_in_their_way(call, monkeypatch):
     assert len(frames("film.webp")) == 4  # each third step of the first episode of the two
 
 
+def test_every_episode_played_has_a_seed_of_its_own(call):
+    """Catches one episode that is played again and again."""
+    assert call(*SHORT, "--env", "Pendulum-v1", "--out", "run")[0] == 0
+    code, out, _ = call("--play", "run", "--episodes", 3)
+    returns = re.findall(r"episode \d: return (\S+)", out)
+    assert code == 0 and len(set(returns)) == len(returns) == 3
+
+
 def test_the_same_command_again_writes_beside_what_is_there(call):
     """Catches a second run that overwrites the first, and one that is not the same run."""
     flags = [*SHORT, "--env", "toys:Toy-v0"]
