@@ -159,15 +159,16 @@ def figure(name, sources):
             n = len(values)
             words = ", ".join(x for x in settings if x not in shared) or "default settings"
             words += f": mean of {n} seeds" if n > 1 else ": one seed"
-            (line,) = panel.plot(steps, values.mean(0), label=words)
+            (line,) = panel.plot(steps, values.mean(0))
             if n > 3:
                 half = T95.get(n, 2.0) * values.std(0, ddof=1) / np.sqrt(n)
                 band = values.mean(0) - half, values.mean(0) + half
                 panel.fill_between(steps, *band, alpha=0.2, color=line.get_color())
-                line.set_label(f"{words}, 95% interval")
+                words += ", 95% interval"
             elif n > 1 and len(here) < 3:  # an interval of so few seeds would fill the picture
                 panel.plot(steps, values.T, lw=0.8, alpha=0.6, color=line.get_color())
-                line.set_label(f"{words}, thin: each seed")
+                words += ", thin: each seed"
+            line.set_label(words)
         limit = panel.get_xlim()[1]
         known = {step: x for step, x in PUBLISHED.get(env, {}).items() if step <= limit}
         if known:
