@@ -502,7 +502,7 @@ class Run:
                            if x["step"] < config.steps or x["eval_step"] == x["step"]]
             run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
             run.agent.load_state_dict(state["agent"])
-            for name in ("actor_optimizer", "critic_optimizer", "alpha_optimizer"):
+            for name in (x for x in run.agent.parts if x.endswith("optimizer")):
                 for weight, moments in getattr(run.agent, name).state.items():
                     for key, x in moments.items():  # fused Adam checks neither shapes nor memory
                         moments[key] = x.view(() if key == "step" else weight.shape).clone()
