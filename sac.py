@@ -24,17 +24,18 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Differences from the paper. Brackets: the return on HalfCheetah-v4 after 100,000 steps with only
-that change undone; reference 6,612 +- 490 (mean +- sd, seeds 11 to 13; other rates still 3e-4).
+Differences from the paper. In brackets: the return on HalfCheetah-v4 after 100,000 steps without
+that one change, against 6,612 +- 490 with it (mean +- sd, seeds 11 to 13; policy and temperature
+still at 3e-4).
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
-- Policy and temperature learn at 1e-3 too: no clear effect on HalfCheetah-v4 (eight runs: 6,194
-  +- 498; eight at 3e-4: 6,017 +- 656), but Hopper-v4 rose from 956 +- 247 to 1,841 +- 703.
+- Policy and temperature learn at 1e-3 too. HalfCheetah-v4: no clear effect (eight runs: 6,194 +-
+  498; eight at 3e-4: 6,017 +- 656). Hopper-v4: 1,841 +- 703 (six runs), not 956 +- 247 (three).
 - Learning starts after 5,000 random actions, so that early batches are diverse (after 1,000:
   5,507 +- 747, no clear effect).
 - log_std is clamped softly; a hard clamp has zero gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
-- Targets do not bootstrap from terminal states; the paper ignores termination.
+- Targets do not bootstrap from terminal states; the paper's equations have none.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -47,11 +48,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.adam import adam
 
 # 1. Config: everything that defines a run
 @dataclass(frozen=True)
 class Config:
-    """Every field is also a flag; the comment is its help text. Bad values raise UsageError."""
+    """Every field is also a flag, and its comment the help text. Bad values raise UsageError."""
     env: str = "HalfCheetah-v4"  # gymnasium id with continuous actions, or module:Name-v0
     variant: str = "sac"  # which variant of SAC to train: see below
     seed: int = 1  # seeds the weights, noise, replay, warm-up and environment
@@ -78,7 +80,7 @@ class Config:
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
     save_every: int = 50_000  # steps between saves
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0: 1, or up to 4 if a quick test finds them faster
+    threads: int = 0  # CPU threads; 0: 1 to 4, chosen by a quick test
     matmul_precision: str = "auto"  # highest, high, medium; auto: medium if exact, else highest
 
     def __post_init__(self):
@@ -155,12 +157,32 @@ class TwinCritic(nn.Module):
         x = torch.cat([obs, action], -1).expand(TwinLinear.critics, -1, -1)  # (2,B,O+A)
         return self.net(x).squeeze(-1)
 
-# 4. SAC: the losses and the update
-def descend(loss, optimizer):
-    """One gradient step. Only the optimizer's own parameters get a gradient."""
-    optimizer.zero_grad()
-    loss.backward(inputs=[x for group in optimizer.param_groups for x in group["params"]])
-    optimizer.step()
+# 4. SAC: optimiser, losses, update
+class Adam:
+    """Adam (Kingma and Ba 2015): torch.optim.Adam(fused=True) without its import of torch's
+    compiler, which takes a second and 70 MB."""
+    def __init__(self, weights, lr):
+        self.weights, self.lr = list(weights), lr
+        self.means = [torch.zeros_like(w) for w in self.weights]  # running means of the gradients
+        self.squares = [torch.zeros_like(w) for w in self.weights]  # and of their squares
+        self.steps = [torch.zeros((), device=w.device) for w in self.weights]
+
+    @torch.no_grad()
+    def descend(self, loss):
+        """One gradient step on the loss. No other weights get a gradient."""
+        gradients = torch.autograd.grad(loss, self.weights)
+        adam(self.weights, gradients, self.means, self.squares, max_exp_avg_sqs=[],
+             state_steps=self.steps, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
+             amsgrad=False, maximize=False, fused=True)  # fused: one kernel for all weights
+
+    def state_dict(self):
+        return {"lr": self.lr, "means": self.means, "squares": self.squares, "steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.lr = state["lr"]
+        for name in ("means", "squares", "steps"):
+            for old, new in zip(getattr(self, name), state[name], strict=True):
+                old.copy_(new.view_as(old))  # copy_ alone would broadcast
 
 @torch.no_grad()
 def blend(target, online, tau):
@@ -169,7 +191,7 @@ def blend(target, online, tau):
         old.lerp_(new, tau)
 
 class SAC:
-    """Soft Actor-Critic; the docstring of this file lists its differences from the paper."""
+    """Soft Actor-Critic itself."""
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
         self.generator = torch.Generator(config.device).manual_seed(config.seed + 1000)  # for noise
@@ -180,14 +202,13 @@ class SAC:
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
         alpha = torch.tensor(1.0 if config.alpha is None else config.alpha, device=config.device)
-        self.log_alpha = alpha.log().requires_grad_()  # we learn log(alpha): alpha stays > 0
+        self.log_alpha = alpha.log().requires_grad_()  # learning log(alpha) keeps alpha > 0
         wanted = config.target_entropy
         self.target_entropy = -float(action_dim) if wanted is None else wanted
 
-        adam = torch.optim.Adam
-        self.critic_optimizer = adam(self.critic.parameters(), config.critic_lr, fused=True)
-        self.actor_optimizer = adam(self.actor.parameters(), config.actor_lr, fused=True)
-        self.alpha_optimizer = adam([self.log_alpha], config.alpha_lr, fused=True)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.critic_lr)
+        self.actor_optimizer = Adam(self.actor.parameters(), config.actor_lr)
+        self.alpha_optimizer = Adam([self.log_alpha], config.alpha_lr)
         self.updates = 0
 
     def make_critic(self):
@@ -221,7 +242,7 @@ class SAC:
 
     @torch.no_grad()
     def td_target(self, batch):
-        """y = r + gamma (1 - d) V(s'), without gradient. (B,), or (2,B) for `double-q`."""
+        """y = r + gamma (1 - d) V(s'), without gradient: (B,), or (2,B) in `double-q`."""
         r = self.config.reward_scale * batch.reward
         return r + self.config.gamma * (1 - batch.terminated) * self.next_value(batch.next_obs)
 
@@ -249,14 +270,14 @@ class SAC:
     def update(self, batch):
         """One gradient step on each loss, then the targets (Algorithm 1). Returns what to log."""
         critic_loss = self.critic_loss(batch)
-        descend(critic_loss, self.critic_optimizer)
+        self.critic_optimizer.descend(critic_loss)
 
         actor_loss, log_prob = self.actor_loss(batch.obs)
-        descend(actor_loss, self.actor_optimizer)  # the critics' weights get no gradient
+        self.actor_optimizer.descend(actor_loss)  # the critics' weights get no gradient
 
         alpha_loss = self.alpha_loss(log_prob)
         if self.config.alpha is None:  # otherwise alpha is fixed
-            descend(alpha_loss, self.alpha_optimizer)
+            self.alpha_optimizer.descend(alpha_loss)
 
         self.updates += 1
         self.update_target()
@@ -264,7 +285,7 @@ class SAC:
                 "alpha_loss": alpha_loss.detach(), "entropy": (-log_prob.detach()).mean(),
                 "q_mean": self.q_mean}
 
-    parts = ("actor", "critic", "target_critic",  # what is saved, besides scalars
+    parts = ("actor", "critic", "target_critic",  # saved by their own state_dict
              "actor_optimizer", "critic_optimizer", "alpha_optimizer")
 
     def state_dict(self):
@@ -315,13 +336,13 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        # torch.save writes a slice's whole storage; going through NumPy hides the unused rest
+        # Through NumPy, because torch.save would write the whole storage of a slice
         filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
         self.added = state["added"]
-        if not state["rows"].is_contiguous():  # a few bytes could pose as gigabytes
+        if not state["rows"].is_contiguous():  # a few bytes can pose as gigabytes
             raise ValueError("the replay rows are not contiguous: altered?")
         self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
@@ -330,7 +351,7 @@ class ReplayBuffer:
 class Run:
     """The training loop. Iterating yields a row (a dict) every `log_every` steps and at each
     evaluation; you can break out, and iterate again to continue. `env`, a function that returns a
-    new environment, overrides config.env. With a `folder`, which must be new, the run is saved
+    new environment, overrides config.env. With a new or empty `folder`, the run is saved
     there about every `save_every` steps and whenever the loop ends."""
     def __init__(self, config, env=None, folder=None):
         path = None if folder is None else Path(folder).absolute()  # env may call os.chdir
@@ -350,7 +371,7 @@ class Run:
         self.step = 0
         self.obs = None  # None: the next step starts an episode
         self.between_episodes = True  # only then can a saved run resume exactly
-        self.stopping = 0  # the first signal that asked to stop at the episode's end, or 0
+        self.stopping = 0  # the signal that asked to stop at the episode's end, or 0
         self.ending = False  # True once the last save begins
         self.row = dict.fromkeys(COLUMNS, math.nan)
         self.row.update(step=0, episodes=0, seconds=0)
@@ -362,7 +383,7 @@ class Run:
     def __iter__(self):
         try:
             while True:
-                row = self.report()  # first: a resumed run may have an evaluation due
+                row = self.report()  # first, because a resumed run may have one due
                 if self.folder:
                     self.save_if_due(row)
                 if row:
@@ -379,7 +400,7 @@ class Run:
         """One environment step of Algorithm 1, with the gradient steps that follow it."""
         start = time.perf_counter()
         c, obs = self.config, self.obs
-        self.obs = None  # if this step is interrupted, a new episode follows
+        self.obs = None  # stays None if this step is interrupted
         self.between_episodes = False
         if obs is None:
             obs, _ = self.env.reset(seed=c.seed if self.step == 0 else None)
@@ -427,9 +448,10 @@ class Run:
         if last["step"] == self.step or not (evaluating or self.step % c.log_every == 0):
             return None
         if evaluating:
-            x = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1)
-            self.check_finite(evaluation=x.sum())
-            row.update(eval_step=self.step, eval_return=x.mean(), eval_min=min(x), eval_max=max(x))
+            returns = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1)
+            self.check_finite(evaluation=returns.sum())
+            row.update(eval_step=self.step, eval_return=returns.mean(), eval_min=returns.min(),
+                       eval_max=returns.max())
         seconds = max(row["seconds"] - last["seconds"], 1e-9)
         row.update(step=self.step, steps_per_second=(self.step - last["step"]) / seconds,
                    alpha=self.agent.alpha.item(), target_entropy=self.agent.target_entropy)
@@ -467,7 +489,7 @@ class Run:
             raise UsageError(f"{name} exists; to continue the run in it: --resume {name}")
         learned = [*self.agent.actor.parameters(), *self.agent.critic.parameters()]
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # even if it fails: no retry at every step
+        self.folder, self.saved_at = path, self.step  # first: no retry at every step
         path.mkdir(parents=True, exist_ok=True)
         generator = getattr(self.env.np_random, "bit_generator", None)
         state = {
@@ -482,8 +504,8 @@ class Run:
     @classmethod
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
-        It continues bit for bit as if it had never stopped, provided that the environment keeps
-        only np_random between episodes. Anything else that prevents this gives a warning."""
+        On the same machine, it continues bit for bit as if it had never stopped, provided that the
+        environment keeps only np_random between episodes. It warns of what else prevents this."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
@@ -498,17 +520,13 @@ class Run:
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
             run.step = done
-            run.history = [x for x in state["history"]  # the last row must have an evaluation
+            run.history = [x for x in state["history"]  # a last row without evaluation is redone
                            if x["step"] < config.steps or x["eval_step"] == x["step"]]
             run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
             run.agent.load_state_dict(state["agent"])
-            for name in (x for x in run.agent.parts if x.endswith("optimizer")):
-                for weight, moments in getattr(run.agent, name).state.items():
-                    for key, x in moments.items():  # fused Adam checks neither shapes nor memory
-                        moments[key] = x.view(() if key == "step" else weight.shape).clone()
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = state["rng"]
-            run.env.reset(seed=config.seed)  # creates its generator, whatever its type
+            run.env.reset(seed=config.seed)  # creates np_random, whose state is set next
             if done and state["env_rng"]:
                 run.env.np_random.bit_generator.state = state["env_rng"]
             now, old = versions(), state["versions"]
@@ -523,7 +541,7 @@ class Run:
         return run
 
 def evaluate(agent, env, episodes, seed):
-    """Undiscounted returns (episodes,) of the action tanh(mean). Draws no training noise."""
+    """Undiscounted returns (episodes,) of the action tanh(mean), with no use of training noise."""
     returns = np.zeros(episodes)
     for i in range(episodes):
         obs, _ = env.reset(seed=seed if i == 0 else None)
@@ -541,7 +559,7 @@ class SingleQ(SAC):
         return q[0]
 
 class MeanQ(SAC):
-    """The mean of both critics: less noise than one, more overestimation than the minimum."""
+    """The mean of both critics: less noisy than one, more overestimation than the minimum."""
     def combine(self, q):
         return q.mean(0)
 
@@ -574,7 +592,7 @@ class NoEntropy(SAC):
         super().__init__(obs_dim, action_dim, replace(config, alpha=0.0))
 
 class DDPG(NoEntropy):
-    """SAC's ancestor (Lillicrap 2015): deterministic, one critic, added noise."""
+    """SAC's ancestor (Lillicrap 2015): deterministic, only the first critic, added noise."""
     parts = (*SAC.parts, "target_actor")
 
     def __init__(self, obs_dim, action_dim, config):
@@ -593,7 +611,7 @@ class DDPG(NoEntropy):
 
     def actor_loss(self, obs):
         q = self.critic(obs, torch.tanh(self.actor(obs)[0]))[0]  # (B,)
-        return -q.mean(), torch.zeros_like(q)  # no density, so entropy is logged as 0
+        return -q.mean(), torch.zeros_like(q)  # no density: logged as 0
 
     def update_target(self):
         super().update_target()
@@ -637,7 +655,7 @@ def make_env(env, render_mode=None):
         raise UsageError(f"{env} is not a full id like Hopper-v4 (for a run made in Python: "
                          f"sac.Run.load(folder, env={env}))")
     mode = {"render_mode": render_mode} if render_mode else {}
-    if render_mode and sys.platform == "linux" and not os.environ.get("DISPLAY"):
+    if render_mode == "rgb_array" and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
     with refusing(f"cannot make {name}"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*(out of date|settotalmass|lowered by)")
@@ -663,7 +681,7 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # steps after which evaluation cuts an episode off and a save stops waiting
+LONGEST = 10_000  # most steps of an evaluation episode, and of a save's wait for an episode's end
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
@@ -697,7 +715,7 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    # On some CPUs "medium" is exact and much faster; on others it rounds, so a @ I differs from a
+    # On some CPUs "medium" is exact and much faster; on others it rounds, and a @ I is not a
     torch.set_float32_matmul_precision("medium")
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)
@@ -705,21 +723,21 @@ def configure_torch(config):
     wanted = config.matmul_precision
     torch.set_float32_matmul_precision(best if wanted == "auto" else wanted)
 
-    def cost(threads):  # several must win clearly: other programs may be using the cores
+    def cost(threads):  # several must win by a quarter: other programs may use the cores
         torch.set_num_threads(threads)
         return timeit.timeit(lambda: a @ a, number=300) * (1.25 if threads > 1 else 1)
 
     several = min(torch.get_num_threads(), 4)
     threads = config.threads or min(1, several, key=cost)
     torch.set_num_threads(threads)
-    torch.empty(7_900_000)  # freeing it makes glibc keep blocks up to 32 MB: updates 20% faster
+    torch.empty(7_900_000)  # once freed, glibc keeps blocks up to 32 MB: updates 20% faster
     return replace(config, threads=threads)
 
 # 9. Checkpoints
 SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # checksum of the running code
 
 def versions():
-    """Everything besides the Config that can change a run's numbers."""
+    """What can change a run's numbers, besides the Config and the hardware."""
     packages = {name: str(sys.modules[name].__version__)
                 for name in ("torch", "gymnasium", "numpy", "mujoco") if name in sys.modules}
     return {**packages, "python": sys.version.split()[0], "sac.py": SOURCE,
@@ -746,7 +764,7 @@ def read_checkpoint(folder, env=None):
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
     with refusing(f"{path} is damaged or from the first edition"), zipfile.ZipFile(path) as saved:
-        # Ours have neither compression (a bomb could fill the memory) nor file attributes
+        # torch.save neither compresses (a bomb could fill the memory) nor sets attributes
         if any(x.compress_type or x.external_attr for x in saved.infolist()) or saved.testzip():
             raise ValueError("its contents have been altered")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -814,11 +832,11 @@ def plot_runs(runs):
     figure.axes[3].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center")
     envs = ", ".join(sorted({config.env for _, config, _ in read}))
-    figure.supxlabel(f"steps in {envs}\n(mean of n seeds; band: lowest to highest; shared steps)")
+    figure.supxlabel(f"steps in {envs}\n(mean of n seeds, at the steps they share; band: their range)")
     return figure
 
 def open_run(flags, out=None, resume=None):
-    """The Run to train: a new one, the one saved in the folder `resume`, or ("") whichever fits."""
+    """The Run to train: new, or saved in the folder `resume` ("": one that fits, or a new one)."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     if resume:
@@ -872,7 +890,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
             raise KeyboardInterrupt(128 + run.stopping)
         run.stopping = number
         if hasattr(signal, "alarm") and (number != signal.SIGINT or not limit):
-            signal.alarm(7)  # SIGALRM calls this again in 7 seconds: the second signal
+            signal.alarm(7)  # in 7 seconds, SIGALRM is the second signal
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
             print("\nstopping at the end of the episode; repeat to stop now", flush=True)
 
@@ -882,7 +900,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
     try:
-        with contextlib.closing(iter(run)) as rows:  # however it ends, it saves at once
+        with contextlib.closing(iter(run)) as rows:  # closing saves, however it ends
             for row in rows:
                 line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
                 minutes = (c.steps - run.step) / row["steps_per_second"] / 60
@@ -902,7 +920,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
             signal.alarm(0)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if not run.finished and run.folder:  # None after NaN
+        if not run.finished and run.folder:  # no folder after NaN
             print(f"\nto continue:  python sac.py --resume {again}")
     if not run.finished:
         return 128 + run.stopping
@@ -984,7 +1002,7 @@ def parse(argv):
     return vars(parser.parse_args(argv))
 
 def main(argv=None):
-    """The command line. Exit codes: 0 done, 1 NaN, 2 usage or file, 3 other, 128 + signal."""
+    """The command line. Exit: 0 done, 1 NaN, 2 usage, file or memory, 3 other, 128 + signal."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda text, *_: print(f"sac.py: {text}", file=sys.stderr)
         try:

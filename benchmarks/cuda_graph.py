@@ -47,7 +47,7 @@ class Graph:
 
     def update(self, index):
         """One update from these rows. The next one overwrites the tensors that are returned."""
-        if self.eager_left:  # Adam makes its moments; CUDA wants that on another stream than usual
+        if self.eager_left:  # CUDA wants what comes before a recording on another stream
             self.eager_left -= 1
             self.side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.side):
@@ -66,13 +66,8 @@ class Graph:
         self.index, self.graph = index.clone(), torch.cuda.CUDAGraph()
         self.graph.register_generator_state(self.agent.generator)  # so that each replay draws anew
         updates = self.agent.updates
-        adams = [x for x in vars(self.agent).values() if isinstance(x, torch.optim.Adam)]
-        for adam in adams:  # a recording needs this, and anywhere else Adam warns of it
-            adam.param_groups[0]["capturable"] = True
         with torch.cuda.graph(self.graph):
             self.metrics = self.eager_update(self.gather(self.index))
-        for adam in adams:
-            adam.param_groups[0]["capturable"] = False
         self.agent.updates = updates  # Python did run, and counted an update that was none
 
 

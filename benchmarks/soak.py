@@ -183,7 +183,6 @@ def run_folder(place):
 def whole_runs(place):
     """For each environment: the outcome of a run that nothing interrupts, and its seconds."""
     torch.set_num_threads(1)
-    torch.optim.Adam([torch.zeros(1)])  # imports a thousand modules
     for env in ENVS:
         sac.make_env(env)
     sac.plot_runs = quick_picture

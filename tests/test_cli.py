@@ -947,3 +947,16 @@ print("changed:", names)
 """
     assert command(code=code) == (0, "changed: []\n", "")
     assert list(place.iterdir()) == []
+
+
+def test_training_does_without_torchs_compiler(place):
+    """Catches what imports it, such as torch.optim.Adam: 70 MB more, and a second at each start."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import sac
+print(sac.main("--env Pendulum-v1 --steps 300 --warmup 200 --hidden 8 --threads 1".split()))
+print("torch._dynamo" in sys.modules)
+"""
+    code, out, _ = command(code=code)
+    assert (code, out.splitlines()[-2:]) == (0, ["0", "False"])

@@ -213,7 +213,7 @@ near(np.abs(np.log(steady_fall(3e-4, 10_000)[1:]) - RACE).max(), 0, 1e-3)  # tor
 for lr, times in rising.items():  # entropy 2 nats below its target
     riser, trace = sac.SAC(1, 1, sac.Config(hidden=1, alpha_lr=lr)), []
     for _ in range(9000):
-        sac.descend(riser.alpha_loss(torch.tensor([3.0])), riser.alpha_optimizer)
+        riser.alpha_optimizer.descend(riser.alpha_loss(torch.tensor([3.0])))
         trace.append(riser.log_alpha.item())
     near((trace[-1] - trace[7999]) / 1000, times * lr, 1e-6)
 for d, expected in ((1, 4), (6, 4)):

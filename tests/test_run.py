@@ -905,7 +905,7 @@ CHANGES = {  # name: (what stands there, what takes its place); at most 5 lines,
     ),
     "a learning rate that decays": (
         "        critic_loss = self.critic_loss(batch)\n",
-        "        self.actor_optimizer.param_groups[0]['lr'] = 1e-3 * 0.99**self.updates\n"
+        "        self.actor_optimizer.lr = 1e-3 * 0.99**self.updates\n"
         "        critic_loss = self.critic_loss(batch)\n",
     ),
     "rewards that are clipped": (
