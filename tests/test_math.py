@@ -206,8 +206,8 @@ def test_each_loss_changes_its_own_weights_alone():
 
 def test_adam_is_adam():
     """Catches swapped moments or betas, a missing correction of their start from zero, one count
-    for several weights, and a learning rate that cannot be changed: the reference is the plain
-    loop of torch.optim, which shares no code with the fused kernel."""
+    for several weights, a learning rate that cannot be changed, and anything that is lost by
+    saving and loading. The reference is the plain loop of torch.optim, not its fused kernel."""
     generator = torch.Generator().manual_seed(1)
     ours = [torch.randn(shape, generator=generator) for shape in ((4, 3), (3,), ())]
     theirs = [w.clone().requires_grad_() for w in ours]
@@ -217,6 +217,9 @@ def test_adam_is_adam():
     for i in range(50):
         if i == 30:
             adam.lr = reference.param_groups[0]["lr"] = 3e-3
+        if i == 40:  # as on a resume
+            state, adam = copy.deepcopy(adam.state_dict()), sac.Adam(ours, 1.0)
+            adam.load_state_dict(state)
         scale = 10.0 ** torch.randint(-4, 2, (), generator=generator)
         slopes = [scale * torch.randn(w.shape, generator=generator) for w in ours]
         adam.descend(sum((w * slope).sum() for w, slope in zip(ours, slopes)))
