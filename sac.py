@@ -832,7 +832,7 @@ def plot_runs(runs):
     figure.axes[3].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center")
     envs = ", ".join(sorted({config.env for _, config, _ in read}))
-    figure.supxlabel(f"steps in {envs}\n(mean of n seeds, at shared steps; band: their range)")
+    figure.supxlabel(f"steps in {envs}\n(mean of n seeds; band: lowest to highest; shared steps)")
     return figure
 
 def open_run(flags, out=None, resume=None):

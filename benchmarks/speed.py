@@ -17,7 +17,6 @@ sac, sb3, sbx          environment steps, with one update each, per second of tr
                        warm-up; seconds from the script's start to the end of the first update
                        (1,000 steps of warm-up, imports, JAX's compiler); peak memory
 sac-medium             sac.py with --matmul-precision medium
-update-10k, update-1M  sac.py's updates per second alone, from a replay of that many transitions
 floor                  updates per second if an update were its matrix products and nothing else
 
 The race: seconds of wall clock, from the start of the script, until an evaluation of HalfCheetah-v4
@@ -51,7 +50,7 @@ WARMUP, SETTLE = 1_000, 500  # steps without learning; then steps that are not t
 DISTURBED = 0.1  # of a core, taken by other processes during a measurement
 GOALS, EVERY, LIMIT = (2_000, 4_000), 2_500, 150_000  # the race: returns; steps
 WHO = {"sac": "torch", "sb3": "stable_baselines3", "sbx": "sbx"}  # and the package it needs
-WHO |= dict.fromkeys(("sac-medium", "update-10k", "update-1M", "floor"), "torch")
+WHO |= dict.fromkeys(("sac-medium", "floor"), "torch")
 
 
 class Done(Exception):
@@ -261,16 +260,6 @@ def clock(action, n):
     return time.perf_counter() - start
 
 
-def update(rows, threads, steps):
-    """Seconds of `steps` updates from a replay of `rows` random transitions."""
-    sac, config = import_sac(threads)
-    agent, buffer = sac.SAC(OBS, ACTION, config), sac.ReplayBuffer(OBS, ACTION, rows, seed=1)
-    buffer.rows.uniform_(-1, 1)
-    buffer.rows[:, -1] = 0  # terminated
-    buffer.added = rows
-    return clock(lambda: agent.update(buffer.sample(BATCH)), steps)
-
-
 def floor(threads, steps):
     """Seconds of the matrix products of `steps` updates, and the operations of one update."""
     import_sac(threads)  # for its threads and precision
@@ -455,8 +444,6 @@ def worker(who, threads, steps):
         return race(who.removeprefix("race-"), threads, seed=steps)
     if who == "floor":
         seconds, result["flop"] = floor(threads, steps)
-    elif who.startswith("update"):
-        seconds = update({"update-10k": 10_000, "update-1M": 1_000_000}[who], threads, steps)
     elif who.startswith("profile"):
         tiny = {"hidden": 4, "batch_size": 4} if who == "profile-tiny" else {}
         start = time.perf_counter()
