@@ -152,12 +152,14 @@ def figure(name, sources):
         panel.set_prop_cycle(color=sac.COLOURS)
         here = {label: label.split(", ")[1:] for label in groups if label.split(",")[0] == env}
         shared = set.intersection(*map(set, here.values())) if len(here) > 1 else set()
+        common = ", ".join(x for x in next(iter(here.values())) if x in shared and " " in x)
         for label, settings in here.items():
             seeds = groups[label]
             steps = sorted(set.intersection(*map(set, seeds.values())))
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
             n = len(values)
-            words = ", ".join(x for x in settings if x not in shared) or "default settings"
+            words = ", ".join(x for x in settings if x not in shared)
+            words = words or ("no other change" if common else "default settings")
             words += f": mean of {n} seeds" if n > 1 else ": one seed"
             (line,) = panel.plot(steps, values.mean(0))
             if n > 3:
@@ -177,9 +179,11 @@ def figure(name, sources):
             words = "published SAC: mean of 10 seeds" + (", 95% interval" if any(half) else "")
             style = "kx--" if len(known) > 1 else "kx"
             panel.errorbar(list(known), means, half, fmt=style, label=words)
-        common = ", ".join(x for x in next(iter(here.values())) if x in shared and " " in x)
-        title = f"{env} ({common})" if 0 < len(common) < 36 else env
-        panel.set(title=title, xlabel="environment steps", ylabel="evaluation return")
+        panel.set(
+            title=f"{env}\n{common}" if common else env,
+            xlabel="environment steps",
+            ylabel="evaluation return",
+        )
         panel.grid(alpha=0.3)
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_formatter("{x:,.0f}")
