@@ -951,12 +951,12 @@ print("changed:", names)
 
 def test_training_does_without_torchs_compiler(place):
     """Catches what imports it, such as torch.optim.Adam: 70 MB more, and a second at each start."""
-    code = f"""
+    script = f"""
 import sys
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 import sac
 print(sac.main("--env Pendulum-v1 --steps 300 --warmup 200 --hidden 8 --threads 1".split()))
 print("torch._dynamo" in sys.modules)
 """
-    code, out, _ = command(code=code)
+    code, out, _ = command(code=script)
     assert (code, out.splitlines()[-2:]) == (0, ["0", "False"])

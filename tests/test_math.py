@@ -202,6 +202,12 @@ def test_each_loss_changes_its_own_weights_alone():
         step()
         after = agent.state_dict()
         assert [part for part in steps if flat(after[part]) != flat(before[part])] == [own]
+    before = copy.deepcopy(agent.state_dict())
+    agent.update(batch)  # takes all four steps, and leaves no gradient behind
+    after = agent.state_dict()
+    assert all(flat(after[part]) != flat(before[part]) for part in steps)
+    networks = (agent.actor, agent.critic, agent.target_critic)
+    assert all(p.grad is None for network in networks for p in network.parameters())
 
 
 def test_adam_is_adam():
