@@ -24,18 +24,17 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Differences from the paper. In brackets: the return on HalfCheetah-v4 after 100,000 steps without
-that one change, against 6,612 +- 490 with it (mean +- sd, seeds 11 to 13; policy and temperature
-still at 3e-4).
+Differences from the paper, with reason and effect: the return on HalfCheetah-v4 after 100,000 steps
+(mean +- sd, seeds 11 to 13) without that one, against 6,612 +- 490 with all but the last.
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
-- Policy and temperature learn at 1e-3 too. HalfCheetah-v4: no clear effect (eight runs: 6,194 +-
-  498; eight at 3e-4: 6,017 +- 656). Hopper-v4: 1,841 +- 703 (six runs), not 956 +- 247 (three).
 - Learning starts after 5,000 random actions, so that early batches are diverse (after 1,000:
   5,507 +- 747, no clear effect).
 - log_std is clamped softly; a hard clamp has zero gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
 - Targets do not bootstrap from terminal states; the paper's equations have none.
+- Since those runs, policy and temperature learn at 1e-3 too. It helps Hopper-v4 (1,841 +- 703 in
+  six runs; at 3e-4, 956 +- 247 in three), with no clear effect on HalfCheetah-v4.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -56,7 +55,7 @@ class Config:
     """Every field is also a flag, and its comment the help text. Bad values raise UsageError."""
     env: str = "HalfCheetah-v4"  # gymnasium id with continuous actions, or module:Name-v0
     variant: str = "sac"  # which variant of SAC to train: see below
-    seed: int = 1  # seeds the weights, noise, replay, warm-up and environment
+    seed: int = 1  # seed of everything random
     steps: int = 100_000  # environment steps in total
     stop_at: float | None = None  # stop early once an evaluation's mean return reaches this
     # The algorithm
@@ -69,19 +68,19 @@ class Config:
     actor_lr: float = 1e-3  # learning rate of the policy
     critic_lr: float = 1e-3  # learning rate of the critics
     alpha_lr: float = 1e-3  # learning rate of the temperature
-    alpha: float | None = None  # fix the temperature (default: learn it)
+    alpha: float | None = None  # fixed temperature (default: learned)
     target_entropy: float | None = None  # entropy (nats) a learned alpha aims for (default: -A)
     reward_scale: float = 1.0  # multiplies the rewards the critics learn from
     updates_per_step: int = 1  # gradient steps per environment step
     actor_samples: int = 1  # actions sampled per state (variant reinforce only)
     # Logging and hardware
-    log_every: int = 500  # steps between log rows
+    log_every: int = 500  # steps between rows of progress.csv
     eval_every: int = 5_000  # steps between evaluations
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
-    save_every: int = 50_000  # steps between saves
+    save_every: int = 50_000  # steps between saves, about: a save waits for an episode's end
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0: 1 to 4, chosen by a quick test
-    matmul_precision: str = "auto"  # highest, high, medium; auto: medium if exact, else highest
+    threads: int = 0  # CPU threads; 0: one, or up to 4 if clearly faster
+    matmul_precision: str = "auto"  # highest, high, medium; auto: medium if lossless, else highest
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -103,7 +102,7 @@ def squash(u, mean, log_std):
     """u (...,A) ~ N(mean, exp(log_std)^2) -> action tanh(u) (...,A) and its log-density (...).
 
     Change of variables: log pi(a) = log N(u) - log |da/du|, summed over A (Appendix C), where
-    da/du = 1 - tanh(u)^2. In float32, this slope rounds to 0 once |u| exceeds about 9. So we use
+    da/du = 1 - tanh(u)^2. In float32, this slope rounds to 0 once |u| exceeds about 9, so we use
     the equivalent 4 e^-2u / (1 + e^-2u)^2: its logarithm and gradient are accurate for every u.
     """
     log_normal = -0.5 * ((u - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
@@ -169,7 +168,7 @@ class Adam:
 
     @torch.no_grad()
     def descend(self, loss):
-        """One gradient step on the loss. No other weights get a gradient."""
+        """One gradient step on the loss. Other weights are untouched."""
         gradients = torch.autograd.grad(loss, self.weights)
         adam(self.weights, gradients, self.means, self.squares, max_exp_avg_sqs=[],
              state_steps=self.steps, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
@@ -179,7 +178,7 @@ class Adam:
         return {"lr": self.lr, "means": self.means, "squares": self.squares, "steps": self.steps}
 
     def load_state_dict(self, state):
-        self.lr = state["lr"]
+        self.lr = float(state["lr"])
         for name in ("means", "squares", "steps"):
             for old, new in zip(getattr(self, name), state[name], strict=True):
                 old.copy_(new.view_as(old))  # copy_ alone would broadcast
@@ -195,7 +194,7 @@ class SAC:
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
         self.generator = torch.Generator(config.device).manual_seed(config.seed + 1000)  # for noise
-        with torch.random.fork_rng(devices=[]):  # leaves the global generator as it was
+        with torch.random.fork_rng(devices=[]):  # restores the global generator
             torch.default_generator.manual_seed(config.seed)
             self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(config.device)
             self.critic = self.make_critic().to(config.device)
@@ -232,7 +231,7 @@ class SAC:
         return self.actor.noise(shape)
 
     def combine(self, q):
-        """q (2,B) -> (B,). The smaller Q, for target and actor alike, to curb overestimation."""
+        """q (2,B) -> (B,). Target and actor both use the smaller Q, to curb overestimation."""
         return q.min(0).values
 
     def next_value(self, next_obs):
@@ -313,7 +312,7 @@ class ReplayBuffer:
     """The last `capacity` transitions, each a row of one array, so that a batch is one lookup."""
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
-        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # a CPU fills it lazily
+        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # lazily, on a CPU
         self.generator = torch.Generator(device).manual_seed(seed)
         self.added = 0
 
@@ -327,17 +326,14 @@ class ReplayBuffer:
         self.added += 1
 
     def sample(self, batch_size):
-        """A Batch drawn uniformly, with replacement. ValueError if the buffer is empty."""
-        if self.added == 0:
-            raise ValueError("the replay buffer is empty: add a transition first")
+        """A Batch drawn uniformly, with replacement. RuntimeError if the buffer is empty."""
         g = self.generator
         index = torch.randint(len(self), (batch_size,), generator=g, device=g.device)
         obs, action, reward, next_obs, d = self.rows.index_select(0, index).split(self.widths, 1)
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        # Through NumPy, because torch.save would write the whole storage of a slice
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice saves all rows
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
@@ -350,8 +346,8 @@ class ReplayBuffer:
 # 6. Run: the training loop
 class Run:
     """The training loop. Iterating yields a row (a dict) every `log_every` steps and at each
-    evaluation; you can break out, and iterate again to continue. `env`, a function that returns a
-    new environment, overrides config.env. With a new or empty `folder`, the run is saved
+    evaluation; you can break out, and iterate again to continue. `env`, an id or a function that
+    makes a new environment, overrides config.env. With a new or empty `folder`, the run is saved
     there about every `save_every` steps and whenever the loop ends."""
     def __init__(self, config, env=None, folder=None):
         path = None if folder is None else Path(folder).absolute()  # env may call os.chdir
@@ -366,12 +362,13 @@ class Run:
         self.agent = VARIANTS[config.variant](*dims, config)
         capacity = min(config.buffer_size, config.steps)
         # The environment uses the seed itself: offsets keep the random streams apart
-        self.buffer = ReplayBuffer(*dims, capacity, config.seed + 2000, config.device)
+        with refusing("the replay does not fit into the memory: lower --buffer-size"):
+            self.buffer = ReplayBuffer(*dims, capacity, config.seed + 2000, config.device)
         self.rng = np.random.default_rng(config.seed + 3000)  # for warm-up actions
         self.step = 0
         self.obs = None  # None: the next step starts an episode
         self.between_episodes = True  # only then can a saved run resume exactly
-        self.stopping = 0  # the signal that asked to stop at the episode's end, or 0
+        self.stopping = 0  # the signal that asked to stop after this episode, or 0
         self.ending = False  # True once the last save begins
         self.row = dict.fromkeys(COLUMNS, math.nan)
         self.row.update(step=0, episodes=0, seconds=0)
@@ -383,7 +380,7 @@ class Run:
     def __iter__(self):
         try:
             while True:
-                row = self.report()  # first, because a resumed run may have one due
+                row = self.report()  # first: a resumed run may owe a row
                 if self.folder:
                     self.save_if_due(row)
                 if row:
@@ -470,7 +467,7 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """Saves when due, between episodes if possible; otherwise only writes the new row."""
+        """Saves if due, ideally between episodes. If not, it only writes the new row."""
         patience = 0 if self.between_episodes else LONGEST
         try:
             if self.step - self.saved_at >= self.config.save_every + patience:
@@ -483,20 +480,19 @@ class Run:
     def save(self, folder=None):
         """Saves all that `load` needs. OSError if that fails, UsageError if `folder` has files."""
         path = Path(folder or self.folder).absolute()
-        others = [x for x in path.glob("*") if x.suffix != ".tmp"]  # a killed save leaves .tmp
-        if path != self.folder and others:
+        if path != self.folder and any(x.suffix != ".tmp" for x in path.glob("*")):
             name = os.path.relpath(path)
-            raise UsageError(f"{name} exists; to continue the run in it: --resume {name}")
+            raise UsageError(f"{name} exists: choose another, or continue its run: --resume {name}")
         learned = [*self.agent.actor.parameters(), *self.agent.critic.parameters()]
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # first: no retry at every step
+        self.folder, self.saved_at = path, self.step  # now, or each step would retry a failed save
         path.mkdir(parents=True, exist_ok=True)
         generator = getattr(self.env.np_random, "bit_generator", None)
         state = {
             "config": asdict(self.config), "versions": versions(), "history": self.history,
             "row": self.row, "step": self.step, "between_episodes": self.between_episodes,
             "rng": self.rng.bit_generator.state, "env_rng": getattr(generator, "state", None)}
-        state = json.loads(json.dumps(state, default=lambda x: x.tolist()))  # arrays become lists
+        state = json.loads(json.dumps(state, default=lambda x: x.tolist()))  # plain types are safe
         state.update(agent=self.agent.state_dict(), buffer=self.buffer.state_dict())
         write(path / "checkpoint.pt", lambda file: torch.save(state, file))
         write_reports(self, picture=True)
@@ -505,7 +501,7 @@ class Run:
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
         On the same machine, it continues bit for bit as if it had never stopped, provided that the
-        environment keeps only np_random between episodes. It warns of what else prevents this."""
+        environment keeps only np_random between episodes. It warns if that will not hold."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
@@ -522,12 +518,12 @@ class Run:
             run.step = done
             run.history = [x for x in state["history"]  # a last row without evaluation is redone
                            if x["step"] < config.steps or x["eval_step"] == x["step"]]
-            run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
+            run.row.update(state["row"])
             run.agent.load_state_dict(state["agent"])
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = state["rng"]
             run.env.reset(seed=config.seed)  # creates np_random, whose state is set next
-            if done and state["env_rng"]:
+            if state["env_rng"]:
                 run.env.np_random.bit_generator.state = state["env_rng"]
             now, old = versions(), state["versions"]
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
@@ -541,7 +537,7 @@ class Run:
         return run
 
 def evaluate(agent, env, episodes, seed):
-    """Undiscounted returns (episodes,) of the action tanh(mean), with no use of training noise."""
+    """Undiscounted returns (episodes,) of the action tanh(mean). Training's noise is not used."""
     returns = np.zeros(episodes)
     for i in range(episodes):
         obs, _ = env.reset(seed=seed if i == 0 else None)
@@ -559,7 +555,7 @@ class SingleQ(SAC):
         return q[0]
 
 class MeanQ(SAC):
-    """The mean of both critics: less noisy than one, more overestimation than the minimum."""
+    """The mean of both critics: less noisy than one, but overestimates more than the minimum."""
     def combine(self, q):
         return q.mean(0)
 
@@ -592,7 +588,7 @@ class NoEntropy(SAC):
         super().__init__(obs_dim, action_dim, replace(config, alpha=0.0))
 
 class DDPG(NoEntropy):
-    """SAC's ancestor (Lillicrap 2015): deterministic, only the first critic, added noise."""
+    """SAC's ancestor (Lillicrap 2015): deterministic, one critic, noise added to actions."""
     parts = (*SAC.parts, "target_actor")
 
     def __init__(self, obs_dim, action_dim, config):
@@ -611,7 +607,7 @@ class DDPG(NoEntropy):
 
     def actor_loss(self, obs):
         q = self.critic(obs, torch.tanh(self.actor(obs)[0]))[0]  # (B,)
-        return -q.mean(), torch.zeros_like(q)  # no density: logged as 0
+        return -q.mean(), torch.zeros_like(q)  # no density: its entropy shows as 0
 
     def update_target(self):
         super().update_target()
@@ -642,14 +638,14 @@ class UsageError(ValueError):
 
 @contextlib.contextmanager
 def refusing(what):
-    """Turns any error into a UsageError: third-party code and damaged files can raise anything."""
+    """Turns any error into a UsageError, since foreign code and files may raise anything."""
     try:
         yield
     except Exception as error:
         raise UsageError(f"{what}: {error!r}") from None
 
 def make_env(env, render_mode=None):
-    """The environment of an id or a function, flat, with actions in [-1,1]. UsageError if unfit."""
+    """Makes an environment with flat observations and actions in [-1,1]. UsageError if unfit."""
     name = getattr(env, "__name__", env)
     if isinstance(env, str) and not re.search(r"-v\d+$", env):
         raise UsageError(f"{env} is not a full id like Hopper-v4 (for a run made in Python: "
@@ -681,7 +677,7 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # most steps of an evaluation episode, and of a save's wait for an episode's end
+LONGEST = 10_000  # steps after which an evaluation ends an episode, and a save stops waiting
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
@@ -701,8 +697,8 @@ def check(name, kind, x):
         return str(x)
     if x is None and kind not in (int, float):  # it may be None
         return x
-    lowest, whole = (1, "whole ") if kind is int else (1e-9, "")
-    low, high = limits or (lowest, 1e9)
+    whole = "whole " if kind is int else ""
+    low, high = limits or (1 if whole else 1e-9, 1e9)
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         value = float(x)
         if low <= value <= high and (value.is_integer() or not whole):
@@ -710,34 +706,34 @@ def check(name, kind, x):
     raise UsageError(f"{flag} must be a {whole}number from {low:.10g} to {high:.10g}, not {x}")
 
 def configure_torch(config):
-    """Sets this process's threads and precision; call it before making a Run. Returns the config
-    with those threads. UsageError if the device is not available."""
+    """Sets this process's threads and precision; call it before making a Run. Returns the config,
+    threads filled in. UsageError if the device is not available."""
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    # On some CPUs "medium" is exact and much faster; on others it rounds, and a @ I is not a
+    # On some CPUs "medium" is exact and much faster; on others it rounds, so a @ I differs from a
     torch.set_float32_matmul_precision("medium")
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)
-    best = "medium" if exact else "highest"
-    wanted = config.matmul_precision
-    torch.set_float32_matmul_precision(best if wanted == "auto" else wanted)
+    auto = "medium" if exact else "highest"
+    torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", auto))
 
-    def cost(threads):  # several must win by a quarter: other programs may use the cores
+    def cost(threads):
         torch.set_num_threads(threads)
-        return timeit.timeit(lambda: a @ a, number=300) * (1.25 if threads > 1 else 1)
+        return timeit.timeit(lambda: a @ a, number=300)
 
-    several = min(torch.get_num_threads(), 4)
-    threads = config.threads or min(1, several, key=cost)
+    several, threads = min(torch.get_num_threads(), 4), config.threads
+    if threads == 0:  # several must clearly win: other programs may need the cores
+        threads = several if cost(several) < 0.8 * cost(1) else 1
     torch.set_num_threads(threads)
-    torch.empty(7_900_000)  # once freed, glibc keeps blocks up to 32 MB: updates 20% faster
+    torch.empty(7_900_000)  # freeing it makes glibc reuse blocks up to 32 MB: updates 20% faster
     return replace(config, threads=threads)
 
 # 9. Checkpoints
 SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # checksum of the running code
 
 def versions():
-    """What can change a run's numbers, besides the Config and the hardware."""
+    """What affects a run's numbers besides the Config and the hardware."""
     packages = {name: str(sys.modules[name].__version__)
                 for name in ("torch", "gymnasium", "numpy", "mujoco") if name in sys.modules}
     return {**packages, "python": sys.version.split()[0], "sac.py": SOURCE,
@@ -745,7 +741,7 @@ def versions():
             "matmul_precision": torch.get_float32_matmul_precision()}
 
 def write(path, content):
-    """Lets content(file) write a temporary file, which replaces `path` once it is complete."""
+    """Writes `path` all at once: content(file) fills a temporary file, which then replaces it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -763,7 +759,7 @@ def read_checkpoint(folder, env=None):
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
-    with refusing(f"{path} is damaged or from the first edition"), zipfile.ZipFile(path) as saved:
+    with refusing(f"{path} is damaged or from an older sac.py"), zipfile.ZipFile(path) as saved:
         # torch.save neither compresses (a bomb could fill the memory) nor sets attributes
         if any(x.compress_type or x.external_attr for x in saved.infolist()) or saved.testzip():
             raise ValueError("its contents have been altered")
@@ -799,11 +795,12 @@ def read_reports(run):
         return Config(**about["config"]), rows[COLUMNS]
 
 def plot_runs(runs):
-    """A matplotlib Figure of Runs or their folders; per setting, the seeds' mean and range."""
+    """A matplotlib Figure of Runs or their folders: for each setting, mean and range over seeds."""
     from matplotlib.figure import Figure  # pyplot would take a second to import
-    read, groups = [(run, *read_reports(run)) for run in runs], {}
+    read = [(run, *read_reports(run)) for run in runs]
     names = [x for x in Config.__annotations__ if x not in ("seed", *REPORTS, *MAY_CHANGE)
              and len({getattr(config, x) for _, config, _ in read}) > 1]
+    groups = {}  # by setting, the rows of each seed
     for run, config, rows in read:
         label = ", ".join(f"{x} {getattr(config, x)}" for x in names or ("env", "variant"))
         label = label.replace("alpha None", "alpha learned")
@@ -832,11 +829,11 @@ def plot_runs(runs):
     figure.axes[3].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center")
     envs = ", ".join(sorted({config.env for _, config, _ in read}))
-    figure.supxlabel(f"steps in {envs}\n(mean of n seeds; band: lowest to highest; shared steps)")
+    figure.supxlabel(f"steps in {envs}\n(mean of n seeds; band: lowest to highest)")
     return figure
 
 def open_run(flags, out=None, resume=None):
-    """The Run to train: new, or saved in the folder `resume` ("": one that fits, or a new one)."""
+    """The Run to train: new, or loaded from the folder `resume` ("": the matching one, or new)."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     if resume:
@@ -851,13 +848,13 @@ def open_run(flags, out=None, resume=None):
         if resume == "" and (folder / "checkpoint.pt").exists():  # --resume without DIR
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
-                return open_run(flags, resume=folder)
+                return open_run(dict(flags, steps=config.steps), resume=folder)
         if out:
             return Run(configure_torch(config), folder=folder)
         if not folder.exists():
-            run = Run(configure_torch(config))  # if this fails, it leaves no folder
+            run = Run(configure_torch(config))  # before the folder, so that a failure leaves none
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # another process was faster: try the next
+            with contextlib.suppress(FileExistsError):  # another process took it: try the next
                 folder.mkdir()
                 run.save(folder)
                 return run
@@ -867,7 +864,7 @@ SHOWN = ("  {steps_per_second:.0f} steps/s", "  {left}", "  evaluation {eval_ret
          "  Q {q_mean:.1f}")
 
 def train(out=None, resume=None, tensorboard=False, **flags):
-    """Trains, and prints a line for each row. Returns 128 + the signal that ended it, if any."""
+    """Trains, and prints a line for each row. Returns 128 + the signal if one ended it."""
     if tensorboard:
         from torch.utils.tensorboard import SummaryWriter
     here = os.getcwd()
@@ -900,7 +897,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
     try:
-        with contextlib.closing(iter(run)) as rows:  # closing saves, however it ends
+        with contextlib.closing(iter(run)) as rows:  # on the way out, the run is saved
             for row in rows:
                 line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
                 minutes = (c.steps - run.step) / row["steps_per_second"] / 60
@@ -920,7 +917,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
             signal.alarm(0)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if not run.finished and run.folder:  # no folder after NaN
+        if not run.finished and run.folder:  # it has none after NaN
             print(f"\nto continue:  python sac.py --resume {again}")
     if not run.finished:
         return 128 + run.stopping
@@ -932,8 +929,10 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     """Plays a saved policy without noise, prints the returns and can film the first 10 seconds."""
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "").absolute(), (".gif", ".webp")
-    if episodes < 1 or (render and video):
-        raise UsageError("--episodes must be 1 or more; and give --render or --video, not both")
+    if episodes < 1:
+        raise UsageError("--episodes must be 1 or more")
+    if render and video:
+        raise UsageError("give --render or --video, not both")
     if video and (film.exists() or film.suffix not in kinds or not film.parent.is_dir()):
         raise UsageError(f"--video needs a new .gif or .webp in an existing folder, not {video}")
     if render and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}:
@@ -992,7 +991,7 @@ def parse(argv):
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="folder of the run (runs/ENV/VARIANT-seedN, then -2, -3)")
     add("--resume", metavar="DIR", nargs="?", const="",
-        help="resume that run; without DIR, the run with these flags, or start one")
+        help="resume that run; without DIR, the one with these flags, or a new one")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files")
     add("--plot", metavar="DIR", nargs="+", action="extend", help="plot runs together (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")

@@ -126,19 +126,26 @@ def last_mean(evaluations, steps):
     return np.mean([evaluations[step] for step in last])
 
 
+def spread(numbers):
+    """Their mean, and the sample sd of several, in words."""
+    sd = f" ± {np.std(numbers, ddof=1):,.0f}" if len(numbers) > 1 else ""
+    return f"{np.mean(numbers):,.0f}{sd}"
+
+
 def table(sources, at):
-    """Prints a Markdown table: a line for each setting, at step `at` (or each run's last)."""
+    """Prints a Markdown table: a line for each setting, at step `at` (or the runs' end)."""
     print(f"| setting | steps | seeds | mean of the last {LAST} evaluations | mean ± sample sd | "
-          "published SAC |\n|---|---|---|---|---|---|")  # fmt: skip
+          "last evaluation | published SAC, last |\n|---|---|---|---|---|---|---|")  # fmt: skip
     for name, seeds in by_setting(sources).items():
         steps = at or min(max(x) for x in seeds.values())
         means = [last_mean(evaluations, steps) for evaluations in seeds.values()]
-        spread = f" ± {np.std(means, ddof=1):,.0f}" if len(means) > 1 else ""
+        last = [evaluations[max(x for x in evaluations if x <= steps)]
+                for evaluations in seeds.values()]  # fmt: skip
         each = ", ".join(f"{x:,.0f}" for x in means)
-        published, _ = PUBLISHED.get(name.split(",")[0], {}).get(steps, (None, None))
-        shown = f"{published:,}" if published else ""
+        published, sd = PUBLISHED.get(name.split(",")[0], {}).get(steps, (None, None))
+        shown = f"{published:,}" + f" ± {sd:,}" * bool(sd) if published else ""
         print(f"| {name} | {steps:,.0f} | {', '.join(map(str, seeds))} | {each} | "
-              f"**{np.mean(means):,.0f}**{spread} | {shown} |")  # fmt: skip
+              f"{spread(means)} | {spread(last)} | {shown} |")  # fmt: skip
 
 
 def figure(name, sources):
@@ -224,9 +231,8 @@ def enter(change, sources, lines, commit):
     if len({config["seed"] for config, _ in runs}) < len(runs):
         sys.exit("two of these runs have the same seed")
     means = [last_mean(x, 100_000) for _, x in runs]
-    spread = f" ± {np.std(means, ddof=1):,.0f}" if len(means) > 1 else ""
     seeds = ", ".join(str(config["seed"]) for config, _ in runs)
-    row = f"| {change} | {lines} | {seeds} | {np.mean(means):,.0f}{spread} | {commit} |"
+    row = f"| {change} | {lines} | {seeds} | {spread(means)} | {commit} |"
     page = RESULTS.parent / "README.md"
     head, board, rest = re.split(
         r"(?<=<!-- leaderboard -->\n)|\n(?=<!-- end -->)", page.read_text()

@@ -391,7 +391,18 @@ def test_a_checkpoint_of_the_first_edition_is_refused_as_such(call):
     config = {"env": "Pendulum-v1", "device": "auto", "steps": 100}
     torch.save({"config": config, "counters": {"step": 50}}, "run/checkpoint.pt")
     for flag in ("--resume", "--play"):
-        assert_refused(call(flag, "run"), "first edition")
+        assert_refused(call(flag, "run"), "older sac.py")
+
+
+def test_a_replay_that_does_not_fit_into_the_memory_is_refused(call, monkeypatch):
+    """Catches torch's RuntimeError (exit code 3), which names neither the buffer nor the cure."""
+
+    def buffer(*sizes):
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(sac, "ReplayBuffer", buffer)
+    assert_refused(call(*SHORT, *TOY, "--out", "run"), "memory", "--buffer-size")
+    assert not Path("run").exists()
 
 
 def test_a_run_from_elsewhere_imports_no_module_unless_asked(call):
@@ -719,12 +730,14 @@ def test_resuming_with_other_settings_is_refused(call):
 
 
 def test_a_goal_and_a_plain_resume(call):
-    """Catches --stop-at that runs on, and --resume alone that begins again what is there."""
+    """Catches --stop-at that runs on, and --resume alone that begins again what is there, or that
+    ends at once because a shorter run with these settings is done."""
     flags = [*SHORT, *TOY, "--eval-every", 30]
     out = call(*flags, "--stop-at", 10, "--seed", 3)[1]
     assert "30/120" in out and "60/120" not in out and "final evaluation 10.0" in out
     assert call(*flags, "--resume")[0] == 0  # none there: a new one
     assert call(*flags, "--resume", "--steps", 150)[0] == 0
+    assert_refused(call(*flags, "--resume"), "150 steps")  # --steps is one of its flags too
     folder = "runs/toys-Toy-v0/sac-seed1"
     assert sac.read_checkpoint(folder, "toys:Toy-v0")["config"].steps == 150
     assert_refused(call("--resume", folder, "--env", "Pendulum-v1"), "env")
