@@ -555,7 +555,7 @@ class SingleQ(SAC):
         return q[0]
 
 class MeanQ(SAC):
-    """The mean of both critics: less noisy than one, but overestimates more than the minimum."""
+    """Both critics' mean: less noisy than one, but overestimates more than the minimum."""
     def combine(self, q):
         return q.mean(0)
 
