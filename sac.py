@@ -518,12 +518,12 @@ class Run:
             run.step = done
             run.history = [x for x in state["history"]  # a last row without evaluation is redone
                            if x["step"] < config.steps or x["eval_step"] == x["step"]]
-            run.row.update(state["row"])
+            run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
             run.agent.load_state_dict(state["agent"])
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = state["rng"]
             run.env.reset(seed=config.seed)  # creates np_random, whose state is set next
-            if state["env_rng"]:
+            if done and state["env_rng"]:  # at step 0 there may be none yet
                 run.env.np_random.bit_generator.state = state["env_rng"]
             now, old = versions(), state["versions"]
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
