@@ -120,9 +120,9 @@ def by_setting(sources):
     return groups
 
 
-def last_mean(evaluations, steps):
-    """The mean of the last three evaluations up to a step."""
-    last = sorted(step for step in evaluations if step <= steps)[-LAST:]
+def last_mean(evaluations, steps, count=LAST):
+    """The mean of the last `count` evaluations up to a step."""
+    last = sorted(step for step in evaluations if step <= steps)[-count:]
     return np.mean([evaluations[step] for step in last])
 
 
@@ -139,8 +139,7 @@ def table(sources, at):
     for name, seeds in by_setting(sources).items():
         steps = at or min(max(x) for x in seeds.values())
         means = [last_mean(evaluations, steps) for evaluations in seeds.values()]
-        last = [evaluations[max(x for x in evaluations if x <= steps)]
-                for evaluations in seeds.values()]  # fmt: skip
+        last = [last_mean(evaluations, steps, 1) for evaluations in seeds.values()]
         each = ", ".join(f"{x:,.0f}" for x in means)
         published, sd = PUBLISHED.get(name.split(",")[0], {}).get(steps, (None, None))
         shown = f"{published:,}" + f" ± {sd:,}" * bool(sd) if published else ""
