@@ -730,18 +730,26 @@ def test_resuming_with_other_settings_is_refused(call):
 
 
 def test_a_goal_and_a_plain_resume(call):
-    """Catches --stop-at that runs on, and --resume alone that begins again what is there, or that
-    ends at once because a shorter run with these settings is done."""
+    """Catches --stop-at that runs on, and --resume alone that begins again what is there."""
     flags = [*SHORT, *TOY, "--eval-every", 30]
     out = call(*flags, "--stop-at", 10, "--seed", 3)[1]
     assert "30/120" in out and "60/120" not in out and "final evaluation 10.0" in out
     assert call(*flags, "--resume")[0] == 0  # none there: a new one
     assert call(*flags, "--resume", "--steps", 150)[0] == 0
-    assert_refused(call(*flags, "--resume"), "150 steps")  # --steps is one of its flags too
     folder = "runs/toys-Toy-v0/sac-seed1"
     assert sac.read_checkpoint(folder, "toys:Toy-v0")["config"].steps == 150
     assert_refused(call("--resume", folder, "--env", "Pendulum-v1"), "env")
     assert {p.name for p in Path("runs/toys-Toy-v0").iterdir()} == {"sac-seed1", "sac-seed3"}
+
+
+def test_a_plain_resume_goes_on_to_the_steps_of_its_flags(call, monkeypatch):
+    """Catches a job that does nothing because a shorter run with its settings is done."""
+    flags = [*SHORT[2:], *TOY]  # without --steps
+    assert call(*flags, "--steps", 90)[0] == 0
+    loaded = []
+    monkeypatch.setattr(sac.Run, "load", lambda folder, **flags: loaded.append(flags) or 1 / 0)
+    assert call(*flags, "--resume")[0] == 3
+    assert loaded[0]["steps"] == sac.Config().steps
 
 
 def test_a_plain_resume_finds_the_run_with_all_the_same_settings(call):

@@ -597,6 +597,14 @@ def test_moments_of_another_shape_are_refused(copy, part, name):
     assert_refused(copy)
 
 
+def test_a_learning_rate_that_is_no_number_is_refused(copy):
+    """Catches a rate that is found to be a word at the first update, hours later."""
+    state = state_of(copy)
+    state["agent"]["actor_optimizer"]["lr"] = "fast"
+    torch.save(state, copy / "checkpoint.pt")
+    assert_refused(copy)
+
+
 def test_moments_that_share_one_number_are_given_memory_of_their_own(copy):
     """Catches the same by a tensor of the right shape that has one number behind it."""
     state = state_of(copy)
