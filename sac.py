@@ -843,8 +843,7 @@ def open_run(flags, out=None, resume=None):
     config = Config(**flags)
     name = re.sub(r"[^\w.-]", "-", config.env) + f"/{config.variant}-seed{config.seed}"
     for number in itertools.count(1):
-        suffix = "" if number == 1 else f"-{number}"
-        folder = Path(out or f"runs/{name}{suffix}").absolute()
+        folder = Path(out or f"runs/{name}-{number}".removesuffix("-1")).absolute()
         if resume == "" and (folder / "checkpoint.pt").exists():  # --resume without DIR
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
