@@ -928,8 +928,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     """Plays a saved policy without noise, prints the returns and can film the first 10 seconds."""
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "").absolute(), (".gif", ".webp")
-    if episodes < 1:
-        raise UsageError("--episodes must be 1 or more")
+    episodes = check("episodes", int, episodes)
     if render and video:
         raise UsageError("give --render or --video, not both")
     if video and (film.exists() or film.suffix not in kinds or not film.parent.is_dir()):
@@ -994,7 +993,7 @@ def parse(argv):
     add("--tensorboard", action="store_true", help="also write TensorBoard event files")
     add("--plot", metavar="DIR", nargs="+", action="extend", help="plot runs together (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
-    add("--episodes", metavar="X", type=int, help="episodes to --play (10)")
+    add("--episodes", metavar="X", help="episodes to --play (10)")
     add("--render", action="store_const", const="human", help="show --play in a window")
     add("--video", metavar="FILE", help="film the first 10 seconds of --play, as .gif or .webp")
     return vars(parser.parse_args(argv))
