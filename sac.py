@@ -615,15 +615,14 @@ class DDPG(NoEntropy):
 
 class SmoothNoise(SAC):
     """Time-correlated exploration noise: it pushes in one direction for a while."""
-    # Like DDPG's Ornstein-Uhlenbeck noise, or pink noise (Eberhard et al. 2023). Each eps is still
-    # N(0,1): eps_t = rho eps_(t-1) + sqrt(1 - rho^2) N(0,1). Gradient steps use fresh noise
+    # Like DDPG's Ornstein-Uhlenbeck noise, or pink noise (Eberhard 2023). Each eps is still N(0,1)
     rho = 0.95
 
     def __init__(self, obs_dim, action_dim, config):
         super().__init__(obs_dim, action_dim, config)
         self.actor.register_buffer("eps", self.actor.noise((action_dim,)))  # saved with the weights
 
-    def exploration_noise(self, shape):
+    def exploration_noise(self, shape):  # gradient steps do not call it: their noise is fresh
         fresh = self.actor.noise(self.actor.eps.shape)
         self.actor.eps = self.rho * self.actor.eps + math.sqrt(1 - self.rho**2) * fresh
         return self.actor.eps
