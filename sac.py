@@ -877,8 +877,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
           f"{torch.get_num_threads()}; replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; "
           f"results: {place}", flush=True)
 
-    def stop(number, _):
-        # The first signal stops at the episode's end; a second one raises KeyboardInterrupt
+    def stop(number, _):  # the first signal stops at the episode's end, a second one at once
         if run.ending:
             return  # already saving
         if run.stopping:
