@@ -710,10 +710,9 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    # On some CPUs "medium" is exact and much faster; on others it rounds, so a @ I differs from a
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision("medium")  # exact and much faster on some CPUs
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
-    exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)
+    exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # on others, it rounds
     auto = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", auto))
 
