@@ -872,9 +872,8 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     limit = run.env.spec.max_episode_steps
     length = f"at most {limit} steps" if limit else "no time limit known"
     print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, "
-          f"random actions until step {c.warmup:,}\nepisodes: {length}; threads: "
-          f"{torch.get_num_threads()}; replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; "
-          f"results: {place}", flush=True)
+          f"random actions until step {c.warmup:,}\nepisodes: {length}; threads: {c.threads}; "
+          f"replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
 
     def stop(number, _):  # the first signal stops at the episode's end, a second one at once
         if run.ending:
