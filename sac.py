@@ -14,7 +14,7 @@ numbers refer to it. Algorithm 1, as implemented by `Run.advance` and `SAC.updat
         a ~ pi(.|s)                                             act
         s', r ~ p(.|s, a)                                       step
         D <- D + (s, a, r, s', d)                               store
-        for each gradient step, on a batch from D:              learn
+        for each gradient step, on a batch from D:              learn, by Adam
             theta  <- theta - lr grad J_Q(theta)                    critics (Eq. 5)
             phi    <- phi - lr grad J_pi(phi)                       policy (Eq. 9)
             log alpha <- log alpha - lr grad J(alpha)               temperature (Eq. 18)
@@ -24,17 +24,17 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Differences from the paper, with reason and effect: the return on HalfCheetah-v4 after 100,000 steps
-(mean +- sd, seeds 11 to 13) without that one, against 6,612 +- 490 with all but the last.
+Differences from the paper, and why. In brackets: the return on HalfCheetah-v4 after 100,000 steps
+(mean +- sd, seeds 11 to 13) when only that one is undone (6,612 +- 490 with all but the last).
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
 - Learning starts after 5,000 random actions, so that early batches are diverse (after 1,000:
   5,507 +- 747, no clear effect).
 - log_std is clamped softly; a hard clamp has zero gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
-- Targets do not bootstrap from terminal states; the paper's equations have none.
-- Since those runs, policy and temperature learn at 1e-3 too. It helps Hopper-v4 (1,841 +- 703 in
-  six runs; at 3e-4, 956 +- 247 in three), with no clear effect on HalfCheetah-v4.
+- Targets do not bootstrap from terminal states, which the paper's equations leave out.
+- Since those runs, policy and temperature learn at 1e-3 too: better on Hopper-v4 (1,841 +- 703 in
+  six runs, against 956 +- 247 in three at 3e-4), with no clear effect on HalfCheetah-v4.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -52,7 +52,7 @@ from torch.optim.adam import adam
 # 1. Config: everything that defines a run
 @dataclass(frozen=True)
 class Config:
-    """Every field is also a flag, and its comment the help text. Bad values raise UsageError."""
+    """Every field is also a flag; its comment is the help text. Bad values raise UsageError."""
     env: str = "HalfCheetah-v4"  # gymnasium id with continuous actions, or module:Name-v0
     variant: str = "sac"  # which variant of SAC to train: see below
     seed: int = 1  # seed of everything random
@@ -69,7 +69,7 @@ class Config:
     critic_lr: float = 1e-3  # learning rate of the critics
     alpha_lr: float = 1e-3  # learning rate of the temperature
     alpha: float | None = None  # fixed temperature (default: learned)
-    target_entropy: float | None = None  # entropy (nats) a learned alpha aims for (default: -A)
+    target_entropy: float | None = None  # entropy target in nats (default: minus the action size)
     reward_scale: float = 1.0  # multiplies the rewards the critics learn from
     updates_per_step: int = 1  # gradient steps per environment step
     actor_samples: int = 1  # actions sampled per state (variant reinforce only)
@@ -77,10 +77,10 @@ class Config:
     log_every: int = 500  # steps between rows of progress.csv
     eval_every: int = 5_000  # steps between evaluations
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
-    save_every: int = 50_000  # steps between saves, about: a save waits for an episode's end
+    save_every: int = 50_000  # steps between saves (roughly: each waits for an episode to end)
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0: one, or up to 4 if clearly faster
-    matmul_precision: str = "auto"  # highest, high, medium; auto: medium if lossless, else highest
+    threads: int = 0  # CPU threads; 0 picks one, or up to 4 if clearly faster
+    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if exact, else highest
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -90,7 +90,7 @@ class Config:
         if self.alpha and self.variant in ("no-entropy", "ddpg"):
             raise UsageError(f"--variant {self.variant} fixes alpha at 0: drop --alpha")
         if self.alpha is not None and self.target_entropy is not None:
-            raise UsageError("--target-entropy only applies to a learned alpha; here it is fixed")
+            raise UsageError("with alpha fixed, --target-entropy has no effect: drop it")
 
 # 2. Actor: a Gaussian squashed by tanh
 def mlp(layer, inputs, hidden, outputs):
@@ -168,8 +168,8 @@ class Adam:
 
     @torch.no_grad()
     def descend(self, loss):
-        """One gradient step on the loss. Other weights are untouched."""
-        gradients = torch.autograd.grad(loss, self.weights)
+        """One Adam step on the loss; only this optimiser's weights change."""
+        gradients = torch.autograd.grad(loss, self.weights)  # unlike backward(), for these alone
         adam(self.weights, gradients, self.means, self.squares, max_exp_avg_sqs=[],
              state_steps=self.steps, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
              amsgrad=False, maximize=False, fused=True)  # fused: one kernel for all weights
@@ -194,7 +194,7 @@ class SAC:
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
         self.generator = torch.Generator(config.device).manual_seed(config.seed + 1000)  # for noise
-        with torch.random.fork_rng(devices=[]):  # restores the global generator
+        with torch.random.fork_rng(devices=[]):  # leaves the global generator as it was
             torch.default_generator.manual_seed(config.seed)
             self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(config.device)
             self.critic = self.make_critic().to(config.device)
@@ -250,7 +250,7 @@ class SAC:
         y = self.td_target(batch)  # (B,) or (2,B)
         q = self.critic(batch.obs, batch.action)  # (2,B)
         self.q_mean = q.detach().mean()  # `update` logs it
-        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # expand_as rejects a y of (B,1)
+        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # expand_as rejects a q of (2,B,1)
 
     def actor_loss(self, obs):
         """J_pi = E[alpha log pi(a|s) - Q(s,a)], a scalar (Eqs. 7 and 9), and log_prob (B,)."""
@@ -263,7 +263,7 @@ class SAC:
         return -(self.alpha * (log_prob + self.target_entropy).detach()).mean()
 
     def update_target(self):
-        """theta' <- tau theta + (1 - tau) theta'."""
+        """Moves the targets towards the critics; some variants override it."""
         blend(self.target_critic, self.critic, self.config.tau)
 
     def update(self, batch):
@@ -312,7 +312,7 @@ class ReplayBuffer:
     """The last `capacity` transitions, each a row of one array, so that a batch is one lookup."""
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
-        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # lazily, on a CPU
+        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # takes RAM as it fills
         self.generator = torch.Generator(device).manual_seed(seed)
         self.added = 0
 
@@ -320,7 +320,7 @@ class ReplayBuffer:
         return min(self.added, len(self.rows))
 
     def add(self, obs, action, reward, next_obs, terminated):
-        """Stores a transition: (O,), (A,), float, (O,), bool. When full, it drops the oldest."""
+        """Stores a transition, (O,), (A,), float, (O,), bool; when full, over the oldest."""
         row = np.hstack([obs, action, reward, next_obs, terminated], dtype=np.float32)
         self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
         self.added += 1
@@ -333,13 +333,13 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice saves all rows
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # torch would save all rows
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
         self.added = state["added"]
-        if not state["rows"].is_contiguous():  # a few bytes can pose as gigabytes
-            raise ValueError("the replay rows are not contiguous: altered?")
+        if not state["rows"].is_contiguous():  # with stride 0, a few bytes can pose as gigabytes
+            raise ValueError("the saved replay is not contiguous: has the file been altered?")
         self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
 
@@ -348,7 +348,7 @@ class Run:
     """The training loop. Iterating yields a row (a dict) every `log_every` steps and at each
     evaluation; you can break out, and iterate again to continue. `env`, an id or a function that
     makes a new environment, overrides config.env. With a new or empty `folder`, the run is saved
-    there about every `save_every` steps and whenever the loop ends."""
+    there at once, about every `save_every` steps, and whenever the loop ends."""
     def __init__(self, config, env=None, folder=None):
         path = None if folder is None else Path(folder).absolute()  # env may call os.chdir
         env = env or config.env
@@ -362,7 +362,7 @@ class Run:
         self.agent = VARIANTS[config.variant](*dims, config)
         capacity = min(config.buffer_size, config.steps)
         # The environment uses the seed itself: offsets keep the random streams apart
-        with refusing("the replay does not fit into the memory: lower --buffer-size"):
+        with refusing("the replay buffer does not fit in memory: lower --buffer-size"):
             self.buffer = ReplayBuffer(*dims, capacity, config.seed + 2000, config.device)
         self.rng = np.random.default_rng(config.seed + 3000)  # for warm-up actions
         self.step = 0
@@ -438,7 +438,7 @@ class Run:
                 raise FloatingPointError(f"NaN or infinity in the {name} at step {self.step}")
 
     def report(self):
-        """When due: evaluates, adds a row to the history and returns it. Otherwise None."""
+        """If a row is due, evaluates if needed, adds it to the history, returns it; else None."""
         c, row = self.config, self.row
         last = self.history[-1] if self.history else {"step": 0, "seconds": 0}
         evaluating = self.step % c.eval_every == 0 or self.step == c.steps
@@ -467,7 +467,7 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """Saves if due, ideally between episodes. If not, it only writes the new row."""
+        """Saves when due, ideally between episodes; otherwise only writes the new row, if any."""
         patience = 0 if self.between_episodes else LONGEST
         try:
             if self.step - self.saved_at >= self.config.save_every + patience:
@@ -482,7 +482,7 @@ class Run:
         path = Path(folder or self.folder).absolute()
         if path != self.folder and any(x.suffix != ".tmp" for x in path.glob("*")):
             name = os.path.relpath(path)
-            raise UsageError(f"{name} exists: choose another, or continue its run: --resume {name}")
+            raise UsageError(f"{name} has files in it: use another folder, or --resume {name}")
         learned = [*self.agent.actor.parameters(), *self.agent.critic.parameters()]
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
         self.folder, self.saved_at = path, self.step  # now, or each step would retry a failed save
@@ -501,7 +501,7 @@ class Run:
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
         On the same machine, it continues bit for bit as if it had never stopped, provided that the
-        environment keeps only np_random between episodes. It warns if that will not hold."""
+        environment keeps only np_random between episodes. It warns of known exceptions."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
@@ -509,13 +509,13 @@ class Run:
         for name, saved in asdict(state["config"]).items():
             if name not in MAY_CHANGE and getattr(config, name) != saved:
                 raise UsageError(f"{folder} has {name} {saved}; to change it, start a new run")
-        done = state.get("step")
-        if type(done) is not int or not 0 <= done <= config.steps:
-            raise UsageError(f"{folder} has already done {done} steps: raise --steps")
+        steps_done = state.get("step")
+        if type(steps_done) is not int or not 0 <= steps_done <= config.steps:
+            raise UsageError(f"{folder} has already done {steps_done} steps: raise --steps")
         path = Path(folder).absolute()
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
-            run.step = done
+            run.step = steps_done
             run.history = [x for x in state["history"]  # a last row without evaluation is redone
                            if x["step"] < config.steps or x["eval_step"] == x["step"]]
             run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
@@ -523,7 +523,7 @@ class Run:
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = state["rng"]
             run.env.reset(seed=config.seed)  # creates np_random, whose state is set next
-            if done and state["env_rng"]:  # at step 0 there may be none yet
+            if steps_done and state["env_rng"]:  # at step 0 there may be none yet
                 run.env.np_random.bit_generator.state = state["env_rng"]
             now, old = versions(), state["versions"]
             changed = [f"different {name}" for name in now if now[name] != old.get(name)]
@@ -533,11 +533,11 @@ class Run:
                 changed.append("saved inside an episode, so a new one begins")
         run.folder, run.saved_at = path, run.step
         if changed:
-            warnings.warn(f"the run will not be reproduced exactly: {', '.join(changed)}")
+            warnings.warn(f"the run may differ from one that never stopped: {', '.join(changed)}")
         return run
 
 def evaluate(agent, env, episodes, seed):
-    """Undiscounted returns (episodes,) of the action tanh(mean). Training's noise is not used."""
+    """Undiscounted returns (episodes,) of the actions tanh(mean): the agent draws no noise."""
     returns = np.zeros(episodes)
     for i in range(episodes):
         obs, _ = env.reset(seed=seed if i == 0 else None)
@@ -555,7 +555,7 @@ class SingleQ(SAC):
         return q[0]
 
 class MeanQ(SAC):
-    """Both critics' mean: less noisy than one, but overestimates more than the minimum."""
+    """The mean of both critics: less noise than one, more overestimation than the min."""
     def combine(self, q):
         return q.mean(0)
 
@@ -569,7 +569,7 @@ class Reinforce(SAC):
     """Score-function gradient from K actions per state (Williams 1992), no baseline: noisy."""
     def actor_loss(self, obs):
         """A loss whose expected gradient is J_pi's (its value means nothing), and log_prob."""
-        obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O)
+        obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O), K actions per state
         mean, log_std = self.actor(obs)
         u = (mean + log_std.exp() * self.actor.noise(mean.shape)).detach()  # (K B,A)
         action, log_prob = squash(u, mean, log_std)
@@ -647,7 +647,7 @@ def make_env(env, render_mode=None):
     """Makes an environment with flat observations and actions in [-1,1]. UsageError if unfit."""
     name = getattr(env, "__name__", env)
     if isinstance(env, str) and not re.search(r"-v\d+$", env):
-        raise UsageError(f"{env} is not a full id like Hopper-v4 (for a run made in Python: "
+        raise UsageError(f"{env} is not a full id like Hopper-v4 (if it is a Python function: "
                          f"sac.Run.load(folder, env={env}))")
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode == "rgb_array" and sys.platform == "linux" and not os.environ.get("DISPLAY"):
@@ -664,7 +664,7 @@ def make_env(env, render_mode=None):
         env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
     floats = isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and box.low.size > 0
     if not floats or not box.is_bounded() or (box.low >= box.high).any():
-        raise UsageError(f"{name}: SAC needs a continuous Box with finite low < high, not {box}")
+        raise UsageError(f"{name}: actions must be continuous, with finite low < high, not {box}")
     if images:
         raise UsageError(f"{name} has image observations; these networks take flat vectors")
 
@@ -716,13 +716,13 @@ def configure_torch(config):
     auto = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", auto))
 
-    def cost(threads):
+    def seconds(threads):
         torch.set_num_threads(threads)
         return timeit.timeit(lambda: a @ a, number=300)
 
     several, threads = min(torch.get_num_threads(), 4), config.threads
     if threads == 0:  # several must clearly win: other programs may need the cores
-        threads = several if cost(several) < 0.8 * cost(1) else 1
+        threads = several if seconds(several) < 0.8 * seconds(1) else 1
     torch.set_num_threads(threads)
     torch.empty(7_900_000)  # freeing it makes glibc reuse blocks up to 32 MB: updates 20% faster
     return replace(config, threads=threads)
@@ -753,13 +753,13 @@ def write(path, content):
         raise OSError(f"cannot write {path}: {error}") from None
 
 def read_checkpoint(folder, env=None):
-    """Loads what `Run.save` wrote, without running any code in it. Raises UsageError."""
+    """Loads what `Run.save` wrote, without running any code in it. UsageError on failure."""
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
-    with refusing(f"{path} is damaged or from an older sac.py"), zipfile.ZipFile(path) as saved:
-        # torch.save neither compresses (a bomb could fill the memory) nor sets attributes
-        if any(x.compress_type or x.external_attr for x in saved.infolist()) or saved.testzip():
+    with refusing(f"{path} is damaged or from another sac.py"), zipfile.ZipFile(path) as archive:
+        # torch.save neither compresses (a zip bomb could fill memory) nor sets attributes
+        if any(x.compress_type or x.external_attr for x in archive.infolist()) or archive.testzip():
             raise ValueError("its contents have been altered")
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
@@ -774,7 +774,7 @@ PANELS = {"eval_return": "evaluation return", "q_mean": "mean Q of a batch",
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito palette
 
 def write_reports(run, picture=False):
-    """config.json, progress.csv and learning_curve.png, for people and for --plot."""
+    """Writes config.json and progress.csv, which --plot reads, and on request the curves."""
     about = json.dumps({"config": asdict(run.config), "versions": versions()}, indent=2)
     write(run.folder / "config.json", lambda file: file.write(f"{about}\n".encode()))
     table = [[row.get(name, math.nan) for name in run.row] for row in run.history]
@@ -817,7 +817,7 @@ def plot_runs(runs):
         for label, seeds in groups.items():
             curves = [{x[at]: x[name] for x in rows if math.isfinite(x[name])}
                       for rows in seeds.values()]
-            steps = [x for x in curves[0] if all(x in curve for curve in curves)]
+            steps = [x for x in curves[0] if all(x in curve for curve in curves)]  # shared
             values = np.array([[curve[step] for step in steps] for curve in curves])
             panel.plot(steps, values.mean(0), marker=marker, label=f"{label} (n = {len(seeds)})")
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
@@ -831,7 +831,7 @@ def plot_runs(runs):
     return figure
 
 def open_run(flags, out=None, resume=None):
-    """The Run to train: new, or loaded from the folder `resume` ("": the matching one, or new)."""
+    """The Run to train: new, or loaded from `resume` ("": the run with these flags, else new)."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     if resume:
@@ -870,7 +870,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     c, place = run.config, shlex.quote(os.path.relpath(run.folder, here))
     again = f"{place} --env {c.env}" if ":" in c.env else place
     limit = run.env.spec.max_episode_steps
-    length = f"at most {limit} steps" if limit else "no time limit known"
+    length = f"at most {limit} steps" if limit else "no known time limit"
     print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, "
           f"random actions until step {c.warmup:,}\nepisodes: {length}; threads: {c.threads}; "
           f"replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
@@ -941,13 +941,13 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     frames, steps, returns = [], itertools.count(), []
     every = max(1, round(stage.metadata.get("render_fps", 30) / 10))  # ten frames a second
 
-    def look(obs):
+    def film_frame(obs):
         if not returns and next(steps) % every == 0 and len(frames) < 100:
             frames.append(Image.fromarray(stage.render()).reduce(2))
         return obs
 
     if video:
-        stage = gym.wrappers.TransformObservation(stage, look, stage.observation_space)
+        stage = gym.wrappers.TransformObservation(stage, film_frame, stage.observation_space)
         with contextlib.suppress(AttributeError, KeyError):  # MuJoCo only
             stage.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
             stage.unwrapped.mujoco_renderer.camera_id = stage.unwrapped.model.camera("track").id
@@ -985,7 +985,7 @@ def parse(argv):
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="folder of the run (runs/ENV/VARIANT-seedN, then -2, -3)")
     add("--resume", metavar="DIR", nargs="?", const="",
-        help="resume that run; without DIR, the one with these flags, or a new one")
+        help="resume that run; without DIR, the run with these flags, else a new one")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files")
     add("--plot", metavar="DIR", nargs="+", action="extend", help="plot runs together (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
@@ -1008,7 +1008,7 @@ def main(argv=None):
             fits = {*inspect.signature(job).parameters, *settings}
             odd = ["--" + name.replace("_", "-") for name in given if name not in fits]
             if odd:
-                raise UsageError(f"not for {job.__name__}: {', '.join(odd)}")
+                raise UsageError(f"{job.__name__} does not take {', '.join(odd)}")
             return job(**given) or 0
         except KeyboardInterrupt as stop:
             return stop.args[0] if stop.args else 128 + signal.SIGINT

@@ -193,7 +193,7 @@ def short(flags):
         ("--matmul-precision low", ["--matmul-precision", "highest"]),
         ("--threads x", ["--threads", "x"]),
         ("--gama 0.9", ["--gama"]),
-        ("--env toys:Toy-v0 --out here", ["here exists", "--resume here"]),
+        ("--env toys:Toy-v0 --out here", ["here has files", "--resume here"]),
         ("--resume nowhere --out new", ["--out"]),
         ("--resume nowhere", ["no run is saved in nowhere", "checkpoint.pt"]),
         ("--resume here", ["no run is saved in here", "checkpoint.pt"]),
@@ -391,7 +391,7 @@ def test_a_checkpoint_of_the_first_edition_is_refused_as_such(call):
     config = {"env": "Pendulum-v1", "device": "auto", "steps": 100}
     torch.save({"config": config, "counters": {"step": 50}}, "run/checkpoint.pt")
     for flag in ("--resume", "--play"):
-        assert_refused(call(flag, "run"), "older sac.py")
+        assert_refused(call(flag, "run"), "another sac.py")
 
 
 def test_a_replay_that_does_not_fit_into_the_memory_is_refused(call, monkeypatch):
@@ -523,8 +523,8 @@ def test_an_environment_that_changes_the_directory_moves_no_file(call, when):
     [
         ("--variant no-entropy --alpha 0.5", ["no-entropy", "--alpha"]),
         ("--variant ddpg --alpha 0.5", ["ddpg", "--alpha"]),
-        ("--alpha 0.2 --target-entropy -3", ["--target-entropy", "it is fixed"]),
-        ("--variant no-entropy --target-entropy -3", ["--target-entropy", "it is fixed"]),
+        ("--alpha 0.2 --target-entropy -3", ["--target-entropy", "alpha fixed"]),
+        ("--variant no-entropy --target-entropy -3", ["--target-entropy", "alpha fixed"]),
         ("--seed -1", ["--seed", "0 to 4294967295"]),
         ("--actor-samples 10", ["--actor-samples", "reinforce"]),
         (f"--seed {2**64}", ["--seed"]),
@@ -590,7 +590,7 @@ def test_an_environment_from_python_says_so_when_it_is_played_by_name(call):
         env=lambda: gym.make("Pendulum-v1"),
         folder="mine",
     )
-    assert_refused(call("--play", "mine"), "made in Python", "env=<lambda>")
+    assert_refused(call("--play", "mine"), "a Python function", "env=<lambda>")
 
 
 # What a command leaves
@@ -804,11 +804,11 @@ def test_out_and_resume_together_begin_or_continue(call):
     assert call(*flags)[0] == 0
     assert call(*flags, "--steps", 150)[0] == 0
     assert sac.read_checkpoint("run", "toys:Toy-v0")["step"] == 150
-    assert_refused(call(*flags, "--gamma", 0.5), "run exists", "--resume run")
+    assert_refused(call(*flags, "--gamma", 0.5), "run has files", "--resume run")
     assert_refused(call(*SHORT, "--gamma", 0.5, *TOY, "--resume", "run"), "gamma 0.99")
     Path("mine").mkdir()
     Path("mine/config.json").write_text("mine")
-    assert_refused(call(*SHORT, *TOY, "--out", "mine", "--resume"), "mine exists")
+    assert_refused(call(*SHORT, *TOY, "--out", "mine", "--resume"), "mine has files")
     assert Path("mine/config.json").read_text() == "mine"
 
 

@@ -488,13 +488,13 @@ def test_a_run_saved_inside_an_episode_says_so_and_begins_a_new_one(tmp_path):
 def test_saving_overwrites_nothing_and_keeps_one_save(tmp_path):
     """Catches a folder that loses another run, and files that pile up."""
     run = train(steps=100, folder=tmp_path / "run", save_every=1)
-    with pytest.raises(sac.UsageError, match="exists"):
+    with pytest.raises(sac.UsageError, match="has files"):
         sac.Run(run.config, folder=tmp_path / "run")
     (tmp_path / "other").mkdir()
     run.save(tmp_path / "other")  # an empty folder, as a full disk leaves it, is as good as none
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(sac.UsageError, match="exists"):
+    with pytest.raises(sac.UsageError, match="has files"):
         run.save(tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     run = train(env=Clock, steps=100, folder=tmp_path / "clock", save_every=30)
