@@ -99,5 +99,5 @@ def test_a_sample_is_a_copy_in_the_shapes_of_batch():
 
 def test_an_empty_buffer_gives_no_batch():
     """Catches a batch of zeros, from which a run would learn nothing in silence."""
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="random_ expects"):
         sac.ReplayBuffer(1, 1, 10, seed=0).sample(1)
