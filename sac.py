@@ -25,14 +25,15 @@ alpha (temperature: how much reward one nat of entropy is worth); gamma (discoun
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
 Differences from the paper, and why. In brackets: the return on HalfCheetah-v4 after 100,000 steps
-(mean +- sd, seeds 11 to 13) when only that one is undone (6,612 +- 490 with all but the last).
+(mean +- sd, seeds 11 to 13) without that one alone; with all but the last: 6,612 +- 490.
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
 - Learning starts after 5,000 random actions, so that early batches are diverse (after 1,000:
   5,507 +- 747, no clear effect).
 - log_std is clamped softly; a hard clamp has zero gradient outside (6,324 +- 654: no clear effect).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
-- Targets do not bootstrap from terminal states, which the paper's equations leave out.
+- log alpha is learned, not alpha, so that alpha stays positive (not measured).
+- Targets do not bootstrap from terminal states; the paper's equations ignore them.
 - Since those runs, policy and temperature learn at 1e-3 too: better on Hopper-v4 (1,841 +- 703 in
   six runs, against 956 +- 247 in three at 3e-4), with no clear effect on HalfCheetah-v4.
 """
@@ -55,7 +56,7 @@ class Config:
     """Every field is also a flag; its comment is the help text. Bad values raise UsageError."""
     env: str = "HalfCheetah-v4"  # gymnasium id with continuous actions, or module:Name-v0
     variant: str = "sac"  # which variant of SAC to train: see below
-    seed: int = 1  # seed of everything random
+    seed: int = 1  # seed for all randomness
     steps: int = 100_000  # environment steps in total
     stop_at: float | None = None  # stop early once an evaluation's mean return reaches this
     # The algorithm
@@ -69,7 +70,7 @@ class Config:
     critic_lr: float = 1e-3  # learning rate of the critics
     alpha_lr: float = 1e-3  # learning rate of the temperature
     alpha: float | None = None  # fixed temperature (default: learned)
-    target_entropy: float | None = None  # entropy target in nats (default: minus the action size)
+    target_entropy: float | None = None  # entropy target in nats (default: minus action_dim)
     reward_scale: float = 1.0  # multiplies the rewards the critics learn from
     updates_per_step: int = 1  # gradient steps per environment step
     actor_samples: int = 1  # actions sampled per state (variant reinforce only)
@@ -90,7 +91,7 @@ class Config:
         if self.alpha and self.variant in ("no-entropy", "ddpg"):
             raise UsageError(f"--variant {self.variant} fixes alpha at 0: drop --alpha")
         if self.alpha is not None and self.target_entropy is not None:
-            raise UsageError("with alpha fixed, --target-entropy has no effect: drop it")
+            raise UsageError("alpha is fixed, so --target-entropy has no effect: drop it")
 
 # 2. Actor: a Gaussian squashed by tanh
 def mlp(layer, inputs, hidden, outputs):
@@ -169,10 +170,10 @@ class Adam:
     @torch.no_grad()
     def descend(self, loss):
         """One Adam step on the loss; only this optimiser's weights change."""
-        gradients = torch.autograd.grad(loss, self.weights)  # unlike backward(), for these alone
+        gradients = torch.autograd.grad(loss, self.weights)  # backward() would reach all weights
         adam(self.weights, gradients, self.means, self.squares, max_exp_avg_sqs=[],
              state_steps=self.steps, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
-             amsgrad=False, maximize=False, fused=True)  # fused: one kernel for all weights
+             amsgrad=False, maximize=False, fused=True)  # fused: one call for all weights
 
     def state_dict(self):
         return {"lr": self.lr, "means": self.means, "squares": self.squares, "steps": self.steps}
@@ -201,7 +202,7 @@ class SAC:
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
         alpha = torch.tensor(1.0 if config.alpha is None else config.alpha, device=config.device)
-        self.log_alpha = alpha.log().requires_grad_()  # learning log(alpha) keeps alpha > 0
+        self.log_alpha = alpha.log().requires_grad_()
         wanted = config.target_entropy
         self.target_entropy = -float(action_dim) if wanted is None else wanted
 
@@ -320,7 +321,7 @@ class ReplayBuffer:
         return min(self.added, len(self.rows))
 
     def add(self, obs, action, reward, next_obs, terminated):
-        """Stores a transition, (O,), (A,), float, (O,), bool; when full, over the oldest."""
+        """Stores (O,), (A,), float, (O,), bool; when full, it overwrites the oldest."""
         row = np.hstack([obs, action, reward, next_obs, terminated], dtype=np.float32)
         self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
         self.added += 1
@@ -358,7 +359,7 @@ class Run:
         self.eval_env = make_env(env)
         if self.env.unwrapped is self.eval_env.unwrapped:
             raise UsageError("env must return a new environment on every call")
-        dims = self.env.observation_space.shape + self.env.action_space.shape  # O, A
+        dims = self.env.observation_space.shape + self.env.action_space.shape  # (O, A)
         self.agent = VARIANTS[config.variant](*dims, config)
         capacity = min(config.buffer_size, config.steps)
         # The environment uses the seed itself: offsets keep the random streams apart
@@ -438,11 +439,12 @@ class Run:
                 raise FloatingPointError(f"NaN or infinity in the {name} at step {self.step}")
 
     def report(self):
-        """If a row is due, evaluates if needed, adds it to the history, returns it; else None."""
+        """Adds a row to the history if one is due, evaluating if needed. Returns it or None."""
         c, row = self.config, self.row
         last = self.history[-1] if self.history else {"step": 0, "seconds": 0}
         evaluating = self.step % c.eval_every == 0 or self.step == c.steps
-        if last["step"] == self.step or not (evaluating or self.step % c.log_every == 0):
+        due = evaluating or self.step % c.log_every == 0
+        if not due or self.step == last["step"]:
             return None
         if evaluating:
             returns = evaluate(self.agent, self.eval_env, c.eval_episodes, c.seed + 1)
@@ -537,7 +539,7 @@ class Run:
         return run
 
 def evaluate(agent, env, episodes, seed):
-    """Undiscounted returns (episodes,) of the actions tanh(mean): the agent draws no noise."""
+    """Undiscounted returns (episodes,) of the noise-free policy: each action is tanh(mean)."""
     returns = np.zeros(episodes)
     for i in range(episodes):
         obs, _ = env.reset(seed=seed if i == 0 else None)
@@ -560,7 +562,7 @@ class MeanQ(SAC):
         return q.mean(0)
 
 class DoubleQ(MeanQ):
-    """Each critic learns from the other's target network (van Hasselt 2010)."""
+    """Each learns from the other's target (van Hasselt 2010); the actor, from the mean."""
     def next_value(self, next_obs):
         next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
         return self.target_critic(next_obs, next_action).flip(0) - self.alpha * log_prob  # (2,B)
@@ -583,12 +585,12 @@ class HardTarget(SAC):
             blend(self.target_critic, self.critic, 1.0)
 
 class NoEntropy(SAC):
-    """alpha = 0, plain actor-critic: expect the noise to vanish, often too early."""
+    """alpha = 0, no entropy bonus: expect the noise to vanish, often too early."""
     def __init__(self, obs_dim, action_dim, config):
         super().__init__(obs_dim, action_dim, replace(config, alpha=0.0))
 
 class DDPG(NoEntropy):
-    """SAC's ancestor (Lillicrap 2015): deterministic, one critic, noise added to actions."""
+    """SAC's ancestor (Lillicrap 2015): deterministic, first critic only, noisy actions."""
     parts = (*SAC.parts, "target_actor")
 
     def __init__(self, obs_dim, action_dim, config):
@@ -637,7 +639,7 @@ class UsageError(ValueError):
 
 @contextlib.contextmanager
 def refusing(what):
-    """Turns any error into a UsageError, since foreign code and files may raise anything."""
+    """Turns any error into a UsageError, since third-party code and files may raise anything."""
     try:
         yield
     except Exception as error:
@@ -676,7 +678,7 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # steps after which an evaluation ends an episode, and a save stops waiting
+LONGEST = 10_000  # steps before an evaluation cuts an episode, or a save stops waiting
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
@@ -712,7 +714,7 @@ def configure_torch(config):
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
     torch.set_float32_matmul_precision("medium")  # exact and much faster on some CPUs
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
-    exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # on others, it rounds
+    exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # elsewhere, it rounds
     auto = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", auto))
 
@@ -739,7 +741,7 @@ def versions():
             "matmul_precision": torch.get_float32_matmul_precision()}
 
 def write(path, content):
-    """Writes `path` all at once: content(file) fills a temporary file, which then replaces it."""
+    """Writes `path` atomically: content(file) fills a temporary file, which then replaces it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -757,7 +759,7 @@ def read_checkpoint(folder, env=None):
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
-    with refusing(f"{path} is damaged or from another sac.py"), zipfile.ZipFile(path) as archive:
+    with refusing(f"{path} is damaged or from another edition"), zipfile.ZipFile(path) as archive:
         # torch.save neither compresses (a zip bomb could fill memory) nor sets attributes
         if any(x.compress_type or x.external_attr for x in archive.infolist()) or archive.testzip():
             raise ValueError("its contents have been altered")
@@ -801,7 +803,8 @@ def plot_runs(runs):
     groups = {}  # by setting, the rows of each seed
     for run, config, rows in read:
         label = ", ".join(f"{x} {getattr(config, x)}" for x in names or ("env", "variant"))
-        label = label.replace("alpha None", "alpha learned")
+        fixed = issubclass(VARIANTS[config.variant], NoEntropy)
+        label = label.replace("alpha None", "alpha 0" if fixed else "alpha learned")
         if config.seed in groups.get(label, {}):  # the same settings and seed: keep them apart
             label = f"{label}, {run}"
         if len(rows):
@@ -845,7 +848,8 @@ def open_run(flags, out=None, resume=None):
         if resume == "" and (folder / "checkpoint.pt").exists():  # --resume without DIR
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
-                return open_run(dict(flags, steps=config.steps), resume=folder)
+                flags.update(steps=config.steps, stop_at=config.stop_at)  # also those left out
+                return open_run(flags, resume=folder)
         if out:
             return Run(configure_torch(config), folder=folder)
         if not folder.exists():
@@ -856,9 +860,44 @@ def open_run(flags, out=None, resume=None):
                 run.save(folder)
                 return run
 
-SHOWN = ("  {steps_per_second:.0f} steps/s", "  {left}", "  evaluation {eval_return:.1f}",
-         "  last episode {train_return:.1f}", "  alpha {alpha:.3g}", "  entropy {entropy:.2f}",
-         "  Q {q_mean:.1f}")
+def progress(run, row, width):
+    """A line about a row: as much of what exists by then as fits."""
+    total, rate = run.config.steps, row["steps_per_second"]
+    line = f"{run.step:>9,}/{total:,} {run.step / total:4.0%}"
+    learning = run.step > run.config.warmup
+    left = f"{(total - run.step) / rate / 60:.0f} min left" if learning else "warm-up"
+    for text in (f"{rate:.0f} steps/s", left, f"evaluation {row['eval_return']:.1f}",
+                 f"last episode {row['train_return']:.1f}", f"alpha {row['alpha']:.3g}",
+                 f"entropy {row['entropy']:.2f}", f"Q {row['q_mean']:.1f}"):
+        if "nan" not in text and len(line + text) + 2 <= width:
+            line += "  " + text
+    return line
+
+@contextlib.contextmanager
+def stop_on_signals(run):
+    """Inside, a signal stops the run when the episode ends, and a second one at once."""
+    def stop(number, _):
+        if run.ending:
+            return  # already saving
+        if run.stopping:
+            raise KeyboardInterrupt(128 + run.stopping)
+        run.stopping = number
+        endless = run.env.spec.max_episode_steps is None
+        if hasattr(signal, "alarm") and (number != signal.SIGINT or endless):
+            signal.alarm(7)  # in 7 seconds, SIGALRM is the second signal
+        with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
+            print("\nstopping at the end of the episode; repeat to stop now", flush=True)
+
+    caught = [x for x in signal.Signals if x.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
+              and signal.getsignal(x) != signal.SIG_IGN]  # as SIGHUP is under nohup
+    handlers = {x: signal.signal(x, stop) for x in caught}
+    try:
+        yield
+    finally:
+        if hasattr(signal, "alarm"):  # not on Windows
+            signal.alarm(0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 def train(out=None, resume=None, tensorboard=False, **flags):
     """Trains, and prints a line for each row. Returns 128 + the signal if one ended it."""
@@ -874,33 +913,12 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, "
           f"random actions until step {c.warmup:,}\nepisodes: {length}; threads: {c.threads}; "
           f"replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
-
-    def stop(number, _):  # the first signal stops at the episode's end, a second one at once
-        if run.ending:
-            return  # already saving
-        if run.stopping:
-            raise KeyboardInterrupt(128 + run.stopping)
-        run.stopping = number
-        if hasattr(signal, "alarm") and (number != signal.SIGINT or not limit):
-            signal.alarm(7)  # in 7 seconds, SIGALRM is the second signal
-        with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
-            print("\nstopping at the end of the episode; repeat to stop now", flush=True)
-
-    caught = [x for x in signal.Signals if x.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
-              and signal.getsignal(x) != signal.SIG_IGN]  # like SIGHUP under nohup
-    handlers = {x: signal.signal(x, stop) for x in caught}
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1 if terminal else 1000
     try:
-        with contextlib.closing(iter(run)) as rows:  # on the way out, the run is saved
+        with stop_on_signals(run), contextlib.closing(iter(run)) as rows:  # closing it saves
             for row in rows:
-                line = f"{run.step:>9,}/{c.steps:,} {run.step / c.steps:4.0%}"
-                minutes = (c.steps - run.step) / row["steps_per_second"] / 60
-                left = f"{minutes:.0f} min left" if run.step > c.warmup else "warm-up"
-                for form in SHOWN:
-                    text = form.format(left=left, **row)
-                    if "nan" not in text and len(line + text) <= width:
-                        line += text
+                line = progress(run, row, width)
                 end = "\r" if terminal and row["eval_step"] != run.step else "\n"
                 print(line.ljust(width) if terminal else line, end=end, flush=True)
                 if events:
@@ -908,11 +926,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
                         events.add_scalar(name, x, run.step)
                     events.flush()
     finally:
-        if hasattr(signal, "alarm"):  # not on Windows
-            signal.alarm(0)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if not run.finished and run.folder:  # it has none after NaN
+        if not run.finished and run.folder:  # no folder after NaN
             print(f"\nto continue:  python sac.py --resume {again}")
     if not run.finished:
         return 128 + run.stopping
@@ -921,7 +935,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     print(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
 
 def play(play, env=None, threads=1, episodes=10, render=None, video=None):
-    """Plays a saved policy without noise, prints the returns and can film the first 10 seconds."""
+    """Plays a saved policy without noise, prints the returns, and can film the first episode."""
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "").absolute(), (".gif", ".webp")
     episodes = check("episodes", int, episodes)
@@ -983,7 +997,7 @@ def parse(argv):
         text = f"{text} ({default})".replace('"', "").replace("%", "%%").removesuffix(" (None)")
         parser.add_argument("--" + name.replace("_", "-"), metavar="X", help=text)
     add = parser.add_argument_group("files").add_argument
-    add("--out", metavar="DIR", help="folder of the run (runs/ENV/VARIANT-seedN, then -2, -3)")
+    add("--out", metavar="DIR", help="folder for the run (runs/ENV/VARIANT-seedN, then -2, -3)")
     add("--resume", metavar="DIR", nargs="?", const="",
         help="resume that run; without DIR, the run with these flags, else a new one")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files")
@@ -991,7 +1005,7 @@ def parse(argv):
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
     add("--episodes", metavar="X", help="episodes to --play (10)")
     add("--render", action="store_const", const="human", help="show --play in a window")
-    add("--video", metavar="FILE", help="film the first 10 seconds of --play, as .gif or .webp")
+    add("--video", metavar="FILE", help="film the start of --play's first episode (.gif or .webp)")
     return vars(parser.parse_args(argv))
 
 def main(argv=None):

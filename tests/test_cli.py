@@ -391,7 +391,7 @@ def test_a_checkpoint_of_the_first_edition_is_refused_as_such(call):
     config = {"env": "Pendulum-v1", "device": "auto", "steps": 100}
     torch.save({"config": config, "counters": {"step": 50}}, "run/checkpoint.pt")
     for flag in ("--resume", "--play"):
-        assert_refused(call(flag, "run"), "another sac.py")
+        assert_refused(call(flag, "run"), "another edition")
 
 
 def test_a_replay_that_does_not_fit_into_the_memory_is_refused(call, monkeypatch):
@@ -523,8 +523,8 @@ def test_an_environment_that_changes_the_directory_moves_no_file(call, when):
     [
         ("--variant no-entropy --alpha 0.5", ["no-entropy", "--alpha"]),
         ("--variant ddpg --alpha 0.5", ["ddpg", "--alpha"]),
-        ("--alpha 0.2 --target-entropy -3", ["--target-entropy", "alpha fixed"]),
-        ("--variant no-entropy --target-entropy -3", ["--target-entropy", "alpha fixed"]),
+        ("--alpha 0.2 --target-entropy -3", ["--target-entropy", "alpha is fixed"]),
+        ("--variant no-entropy --target-entropy -3", ["--target-entropy", "alpha is fixed"]),
         ("--seed -1", ["--seed", "0 to 4294967295"]),
         ("--actor-samples 10", ["--actor-samples", "reinforce"]),
         (f"--seed {2**64}", ["--seed"]),
@@ -752,6 +752,13 @@ def test_a_plain_resume_goes_on_to_the_steps_of_its_flags(call, monkeypatch):
     assert loaded[0]["steps"] == sac.Config().steps
 
 
+def test_a_plain_resume_without_a_goal_goes_on_past_the_old_one(call):
+    """Catches a job that ends at a --stop-at that its command does not name."""
+    flags = [*SHORT, *TOY, "--eval-every", 30]
+    assert "30/120" in call(*flags, "--stop-at", 10)[1]
+    assert "120/120" in call(*flags, "--resume")[1]
+
+
 def test_a_plain_resume_finds_the_run_with_all_the_same_settings(call):
     """Catches --resume going on with a fixed temperature that was not asked for, or refusing for
     ever because the first folder holds another run."""
@@ -810,6 +817,16 @@ def test_out_and_resume_together_begin_or_continue(call):
     Path("mine/config.json").write_text("mine")
     assert_refused(call(*SHORT, *TOY, "--out", "mine", "--resume"), "mine has files")
     assert Path("mine/config.json").read_text() == "mine"
+
+
+def test_a_plot_says_how_each_temperature_was_set(call):
+    """Catches "alpha learned" for a variant that fixes it at 0."""
+    for name, extra in (("a", []), ("b", ["--alpha", 0.5]), ("c", ["--variant", "no-entropy"])):
+        assert call(*SHORT, *TOY, *extra, "--out", name)[0] == 0
+    texts = sac.plot_runs(["a", "b", "c"]).legends[0].get_texts()
+    labels = [text.get_text().partition(" (n")[0] for text in texts]
+    assert labels == ["variant sac, alpha learned", "variant sac, alpha 0.5",
+                      "variant no-entropy, alpha 0"]  # fmt: skip
 
 
 def test_plots_join_seeds_and_name_what_differs(call):
