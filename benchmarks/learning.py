@@ -165,7 +165,7 @@ def figure(name, sources):
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
             n = len(values)
             words = ", ".join(x for x in settings if x not in shared)
-            words = words or ("no other change" if common else "default settings")
+            words = words or ("the default" if common else "default settings")
             words += f": mean of {n} seeds" if n > 1 else ": one seed"
             (line,) = panel.plot(steps, values.mean(0))
             if n > 3:
@@ -182,7 +182,7 @@ def figure(name, sources):
         if known:
             means = [mean for mean, _ in known.values()]
             half = [T95[10] * (sd or 0) / np.sqrt(10) for _, sd in known.values()]
-            words = "published SAC: mean of 10 seeds" + (", 95% interval" if any(half) else "")
+            words = "SAC of SimbaV2: mean of 10 seeds" + (", 95% interval" if any(half) else "")
             style = "kx--" if len(known) > 1 else "kx"
             panel.errorbar(list(known), means, half, fmt=style, label=words)
         panel.set(
