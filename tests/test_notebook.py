@@ -226,7 +226,7 @@ near(ONE_STEP["max of one table"].mean(), MAX_ONE, 0.01), near(MAX_ONE, 1.5388, 
 near(ONE_STEP["max of the min"].mean(), MAX_MIN, 0.01)
 near(ONE_STEP["double Q"].mean(), 0, 0.01)
 near(DOUBLE[-1], 0, 0.05), near(MAX_ONE * spread / 0.1, 3.53, 0.005)
-assert (SAME == bandit(single, alike=True)).all()  # clipping does nothing for twins
+assert (SAME == bandit("single", alike=True)).all()  # clipping does nothing for twins
 near(STEP["soft"][999], 1 - 0.995**1000, 1e-9), near(half_life, 139, 0)
 near((0.005 * 0.995 ** np.arange(10_000) * np.arange(10_000)).sum(), 199, 0.01)
 near(1 - CHAIN["every 200"][-1] / 100, 0.99**100, 1e-9), near(ENDS[0], 100, 1e-5)
