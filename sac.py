@@ -804,7 +804,7 @@ def plot_runs(runs):
     for run, config, rows in read:
         label = ", ".join(f"{x} {getattr(config, x)}" for x in names or ("env", "variant"))
         fixed = issubclass(VARIANTS[config.variant], NoEntropy)
-        label = label.replace("alpha None", "alpha 0" if fixed else "alpha learned")
+        label = label.replace("alpha None", "alpha 0.0" if fixed else "alpha learned")
         if config.seed in groups.get(label, {}):  # the same settings and seed: keep them apart
             label = f"{label}, {run}"
         if len(rows):
@@ -882,7 +882,7 @@ def stop_on_signals(run):
         if run.stopping:
             raise KeyboardInterrupt(128 + run.stopping)
         run.stopping = number
-        endless = run.env.spec.max_episode_steps is None
+        endless = getattr(run.env.spec, "max_episode_steps", None) is None
         if hasattr(signal, "alarm") and (number != signal.SIGINT or endless):
             signal.alarm(7)  # in 7 seconds, SIGALRM is the second signal
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
@@ -1039,4 +1039,8 @@ def main(argv=None):
         return code
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    with contextlib.suppress(OSError):
+        print(end="", flush=True)
+    sys.stdout = None  # if output was lost, Python would change the exit code to 120
+    sys.exit(code)
