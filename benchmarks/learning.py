@@ -142,7 +142,8 @@ def table(sources, at):
         last = [last_mean(evaluations, steps, 1) for evaluations in seeds.values()]
         each = ", ".join(f"{x:,.0f}" for x in means)
         published, sd = PUBLISHED.get(name.split(",")[0], {}).get(steps, (None, None))
-        shown = f"{published:,}" + f" ± {sd:,}" * bool(sd) if published else ""
+        shown = f"{published:,}" if published else ""
+        shown += f" ± {sd:,}" if sd else ""
         print(f"| {name} | {steps:,.0f} | {', '.join(map(str, seeds))} | {each} | "
               f"{spread(means)} | {spread(last)} | {shown} |")  # fmt: skip
 
