@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import random
+import signal
 import warnings
 from pathlib import Path
 
@@ -972,3 +973,13 @@ def test_a_student_changes_one_place_and_everything_else_follows(tmp_path, chang
         [whole.history[-1][name] for name in ("critic_loss", "q_mean", "alpha")]
     ).all()
     assert learned(whole.history[2:]) != learned(train().history[2:])  # it did change something
+
+
+def test_a_signal_also_stops_a_run_whose_environment_is_a_function():
+    """Catches a handler that fails where gymnasium has no spec, and one that stays installed."""
+    before = signal.getsignal(signal.SIGTERM)
+    run = sac.Run(sac.Config(steps=100, warmup=100, hidden=8), env=Clock)
+    with sac.stop_on_signals(run):
+        signal.raise_signal(signal.SIGTERM)
+        assert len(list(run)) == 0 and run.stopping == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before and signal.alarm(0) == 0
