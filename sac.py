@@ -25,7 +25,7 @@ alpha (temperature: how much reward one nat of entropy is worth); gamma (discoun
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
 Differences from the paper, and why. In brackets: the return on HalfCheetah-v4 after 100,000 steps
-(mean +- sd, seeds 11 to 13) without that one alone; with all but the last: 6,612 +- 490.
+(mean +- sd, seeds 11 to 13) with only that one undone; with all but the last: 6,612 +- 490.
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
 - Learning starts after 5,000 random actions, so that early batches are diverse (after 1,000:
   5,507 +- 747, no clear effect).
@@ -33,7 +33,7 @@ Differences from the paper, and why. In brackets: the return on HalfCheetah-v4 a
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
 - log alpha is learned, not alpha, so that alpha stays positive (not measured).
-- Targets do not bootstrap from terminal states; the paper's equations ignore them.
+- Targets do not bootstrap from terminal states; the paper's equations have none.
 - Since those runs, policy and temperature learn at 1e-3 too: better on Hopper-v4 (1,841 +- 703 in
   six runs, against 956 +- 247 in three at 3e-4), with no clear effect on HalfCheetah-v4.
 """
@@ -340,7 +340,7 @@ class ReplayBuffer:
     def load_state_dict(self, state):
         self.added = state["added"]
         if not state["rows"].is_contiguous():  # with stride 0, a few bytes can pose as gigabytes
-            raise ValueError("the saved replay is not contiguous: has the file been altered?")
+            raise ValueError("the saved replay buffer is not contiguous: was it altered?")
         self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
 
@@ -487,14 +487,14 @@ class Run:
             raise UsageError(f"{name} has files in it: use another folder, or --resume {name}")
         learned = [*self.agent.actor.parameters(), *self.agent.critic.parameters()]
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # now, or each step would retry a failed save
+        self.folder, self.saved_at = path, self.step  # even if it fails: no retry each step
         path.mkdir(parents=True, exist_ok=True)
         generator = getattr(self.env.np_random, "bit_generator", None)
         state = {
             "config": asdict(self.config), "versions": versions(), "history": self.history,
             "row": self.row, "step": self.step, "between_episodes": self.between_episodes,
             "rng": self.rng.bit_generator.state, "env_rng": getattr(generator, "state", None)}
-        state = json.loads(json.dumps(state, default=lambda x: x.tolist()))  # plain types are safe
+        state = json.loads(json.dumps(state, default=lambda x: x.tolist()))  # plain types only
         state.update(agent=self.agent.state_dict(), buffer=self.buffer.state_dict())
         write(path / "checkpoint.pt", lambda file: torch.save(state, file))
         write_reports(self, picture=True)
@@ -503,7 +503,7 @@ class Run:
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
         On the same machine, it continues bit for bit as if it had never stopped, provided that the
-        environment keeps only np_random between episodes. It warns of known exceptions."""
+        environment keeps only np_random between episodes. It warns if it knows otherwise."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
@@ -518,8 +518,8 @@ class Run:
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
             run.step = steps_done
-            run.history = [x for x in state["history"]  # a last row without evaluation is redone
-                           if x["step"] < config.steps or x["eval_step"] == x["step"]]
+            run.history = [row for row in state["history"]  # a last row needs an evaluation
+                           if row["step"] < config.steps or row["eval_step"] == row["step"]]
             run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
             run.agent.load_state_dict(state["agent"])
             run.buffer.load_state_dict(state["buffer"])
@@ -662,12 +662,12 @@ def make_env(env, render_mode=None):
         env = env() if callable(env) else gym.make(env, disable_env_checker=True, **mode)
         if render_mode and render_mode not in env.metadata.get("render_modes", ()):
             raise ValueError(f"it has no render_mode {render_mode}")
-        box, images = env.action_space, len(env.observation_space.shape or ()) > 2
+        box, obs_shape = env.action_space, env.observation_space.shape or ()
         env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
     floats = isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and box.low.size > 0
     if not floats or not box.is_bounded() or (box.low >= box.high).any():
         raise UsageError(f"{name}: actions must be continuous, with finite low < high, not {box}")
-    if images:
+    if len(obs_shape) > 2:
         raise UsageError(f"{name} has image observations; these networks take flat vectors")
 
     def rescale(action):
@@ -698,13 +698,13 @@ def check(name, kind, x):
         return str(x)
     if x is None and kind not in (int, float):  # it may be None
         return x
-    whole = "whole " if kind is int else ""
-    low, high = limits or (1 if whole else 1e-9, 1e9)
+    noun, lowest = ("whole number", 1) if kind is int else ("number", 1e-9)
+    low, high = limits or (lowest, 1e9)
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         value = float(x)
-        if low <= value <= high and (value.is_integer() or not whole):
-            return int(value) if whole else value
-    raise UsageError(f"{flag} must be a {whole}number from {low:.10g} to {high:.10g}, not {x}")
+        if low <= value <= high and (value.is_integer() or kind is not int):
+            return int(value) if kind is int else value
+    raise UsageError(f"{flag} must be a {noun} from {low:.10g} to {high:.10g}, not {x}")
 
 def configure_torch(config):
     """Sets this process's threads and precision; call it before making a Run. Returns the config,
@@ -712,9 +712,9 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    torch.set_float32_matmul_precision("medium")  # exact and much faster on some CPUs
+    torch.set_float32_matmul_precision("medium")  # to try: much faster on some CPUs, and exact
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
-    exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # elsewhere, it rounds
+    exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # other devices round
     auto = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", auto))
 
@@ -722,9 +722,8 @@ def configure_torch(config):
         torch.set_num_threads(threads)
         return timeit.timeit(lambda: a @ a, number=300)
 
-    several, threads = min(torch.get_num_threads(), 4), config.threads
-    if threads == 0:  # several must clearly win: other programs may need the cores
-        threads = several if seconds(several) < 0.8 * seconds(1) else 1
+    several = min(torch.get_num_threads(), 4)  # must win clearly: others may need the cores
+    threads = config.threads or (several if seconds(several) < 0.8 * seconds(1) else 1)
     torch.set_num_threads(threads)
     torch.empty(7_900_000)  # freeing it makes glibc reuse blocks up to 32 MB: updates 20% faster
     return replace(config, threads=threads)
@@ -759,7 +758,7 @@ def read_checkpoint(folder, env=None):
     path = Path(folder, "checkpoint.pt")
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
-    with refusing(f"{path} is damaged or from another edition"), zipfile.ZipFile(path) as archive:
+    with refusing(f"{path} is damaged or from another sac.py"), zipfile.ZipFile(path) as archive:
         # torch.save neither compresses (a zip bomb could fill memory) nor sets attributes
         if any(x.compress_type or x.external_attr for x in archive.infolist()) or archive.testzip():
             raise ValueError("its contents have been altered")
@@ -776,7 +775,7 @@ PANELS = {"eval_return": "evaluation return", "q_mean": "mean Q of a batch",
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito palette
 
 def write_reports(run, picture=False):
-    """Writes config.json and progress.csv, which --plot reads, and on request the curves."""
+    """Writes config.json and progress.csv, which --plot reads, and, if asked, the curves."""
     about = json.dumps({"config": asdict(run.config), "versions": versions()}, indent=2)
     write(run.folder / "config.json", lambda file: file.write(f"{about}\n".encode()))
     table = [[row.get(name, math.nan) for name in run.row] for row in run.history]
@@ -800,7 +799,7 @@ def plot_runs(runs):
     read = [(run, *read_reports(run)) for run in runs]
     names = [x for x in Config.__annotations__ if x not in ("seed", *REPORTS, *MAY_CHANGE)
              and len({getattr(config, x) for _, config, _ in read}) > 1]
-    groups = {}  # by setting, the rows of each seed
+    groups = {}  # label -> seed -> rows
     for run, config, rows in read:
         label = ", ".join(f"{x} {getattr(config, x)}" for x in names or ("env", "variant"))
         fixed = issubclass(VARIANTS[config.variant], NoEntropy)
@@ -818,9 +817,9 @@ def plot_runs(runs):
         panel.set_prop_cycle(color=COLOURS * 2, linestyle=("-", "--", "-.", ":") * 3)
         at, marker = ("eval_step", ".") if name == "eval_return" else ("step", "")
         for label, seeds in groups.items():
-            curves = [{x[at]: x[name] for x in rows if math.isfinite(x[name])}
+            curves = [{row[at]: row[name] for row in rows if math.isfinite(row[name])}
                       for rows in seeds.values()]
-            steps = [x for x in curves[0] if all(x in curve for curve in curves)]  # shared
+            steps = [step for step in curves[0] if all(step in curve for curve in curves)]
             values = np.array([[curve[step] for step in steps] for curve in curves])
             panel.plot(steps, values.mean(0), marker=marker, label=f"{label} (n = {len(seeds)})")
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
@@ -843,8 +842,9 @@ def open_run(flags, out=None, resume=None):
         return Run.load(resume, **flags)
     config = Config(**flags)
     name = re.sub(r"[^\w.-]", "-", config.env) + f"/{config.variant}-seed{config.seed}"
-    for number in itertools.count(1):
-        folder = Path(out or f"runs/{name}-{number}".removesuffix("-1")).absolute()
+    numbered = (f"runs/{name}-{i}".removesuffix("-1") for i in itertools.count(1))
+    for place in [out] if out else numbered:
+        folder = Path(place).absolute()
         if resume == "" and (folder / "checkpoint.pt").exists():  # --resume without DIR
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
@@ -861,11 +861,11 @@ def open_run(flags, out=None, resume=None):
                 return run
 
 def progress(run, row, width):
-    """A line about a row: as much of what exists by then as fits."""
+    """One status line: as many of the known values as fit."""
     total, rate = run.config.steps, row["steps_per_second"]
     line = f"{run.step:>9,}/{total:,} {run.step / total:4.0%}"
-    learning = run.step > run.config.warmup
-    left = f"{(total - run.step) / rate / 60:.0f} min left" if learning else "warm-up"
+    minutes = (total - run.step) / rate / 60
+    left = f"{minutes:.0f} min left" if run.step > run.config.warmup else "warm-up"
     for text in (f"{rate:.0f} steps/s", left, f"evaluation {row['eval_return']:.1f}",
                  f"last episode {row['train_return']:.1f}", f"alpha {row['alpha']:.3g}",
                  f"entropy {row['entropy']:.2f}", f"Q {row['q_mean']:.1f}"):
@@ -884,7 +884,7 @@ def stop_on_signals(run):
         run.stopping = number
         endless = getattr(run.env.spec, "max_episode_steps", None) is None
         if hasattr(signal, "alarm") and (number != signal.SIGINT or endless):
-            signal.alarm(7)  # in 7 seconds, SIGALRM is the second signal
+            signal.alarm(7)  # then SIGALRM is the second signal: saved within 10 s
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
             print("\nstopping at the end of the episode; repeat to stop now", flush=True)
 
@@ -900,7 +900,7 @@ def stop_on_signals(run):
             signal.signal(number, handler)
 
 def train(out=None, resume=None, tensorboard=False, **flags):
-    """Trains, and prints a line for each row. Returns 128 + the signal if one ended it."""
+    """Trains, and prints a line for each row. Returns 128 + the signal if one stopped it."""
     if tensorboard:
         from torch.utils.tensorboard import SummaryWriter
     here = os.getcwd()
@@ -977,7 +977,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
         print(f"wrote {video}")
 
 def plot(plot, out=None):
-    """Plots runs into a new image file."""
+    """Plots runs and saves the figure to a new file."""
     names = (Path(f"comparison-{i}".removesuffix("-1") + ".png") for i in itertools.count(1))
     file = Path(out) if out else next(name for name in names if not name.exists())
     if file.exists() or file.suffix not in (".png", ".pdf", ".svg"):
@@ -1004,7 +1004,7 @@ def parse(argv):
     add("--plot", metavar="DIR", nargs="+", action="extend", help="plot runs together (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
     add("--episodes", metavar="X", help="episodes to --play (10)")
-    add("--render", action="store_const", const="human", help="show --play in a window")
+    add("--render", action="store_const", const="human", help="with --play: show it in a window")
     add("--video", metavar="FILE", help="film the start of --play's first episode (.gif or .webp)")
     return vars(parser.parse_args(argv))
 
@@ -1017,12 +1017,12 @@ def main(argv=None):
         except SystemExit as end:  # argparse exits after --help or a mistake
             return end.code
         try:
-            job = next((x for x in (play, plot) if x.__name__ in given), train)
+            job = play if "play" in given else plot if "plot" in given else train
             settings = Config.__annotations__ if job is train else {}
-            fits = {*inspect.signature(job).parameters, *settings}
-            odd = ["--" + name.replace("_", "-") for name in given if name not in fits]
-            if odd:
-                raise UsageError(f"{job.__name__} does not take {', '.join(odd)}")
+            known = {*inspect.signature(job).parameters, *settings}
+            unknown = ["--" + name.replace("_", "-") for name in given if name not in known]
+            if unknown:
+                raise UsageError(f"{job.__name__} does not take {', '.join(unknown)}")
             return job(**given) or 0
         except KeyboardInterrupt as stop:
             return stop.args[0] if stop.args else 128 + signal.SIGINT

@@ -392,7 +392,7 @@ def test_a_checkpoint_of_the_first_edition_is_refused_as_such(call):
     config = {"env": "Pendulum-v1", "device": "auto", "steps": 100}
     torch.save({"config": config, "counters": {"step": 50}}, "run/checkpoint.pt")
     for flag in ("--resume", "--play"):
-        assert_refused(call(flag, "run"), "another edition")
+        assert_refused(call(flag, "run"), "another sac.py")
 
 
 def test_a_replay_that_does_not_fit_into_the_memory_is_refused(call, monkeypatch):
