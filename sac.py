@@ -25,7 +25,7 @@ alpha (temperature: how much reward one nat of entropy is worth); gamma (discoun
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
 Differences from the paper, and why. In brackets: the return on HalfCheetah-v4 after 100,000 steps
-(mean +- sd, seeds 11 to 13) with only that one undone; with all but the last: 6,612 +- 490.
+(mean +- sd, three runs) with only that one undone; with all but the last, 6,017 +- 656 (eight).
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
 - Learning starts after 5,000 random actions, so that early batches are diverse (after 1,000:
   5,507 +- 747, no clear effect).
