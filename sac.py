@@ -765,7 +765,7 @@ def read_checkpoint(folder, env=None):
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
     name = state["config"].env
-    if ":" in name and not callable(env) and env != name:
+    if ":" in name and env is None:
         raise UsageError(f"loading {folder} would import {name}: if you trust it, add --env {name}")
     return state
 

@@ -335,7 +335,7 @@ def bias(config):
 
 
 def bias_figure(name, files):
-    """Draws results/NAME-q.png, a line for each run, keeps the CSVs, and prints a table.
+    """Draws results/NAME-q.png, a line style for each seed, keeps the CSVs, and prints a table.
 
     Top: predicted Q and observed soft return, one panel a variant; bottom: their evaluations.
     """
@@ -362,7 +362,7 @@ def bias_figure(name, files):
             top.plot(run["step"], run["q"], style, color=sac.COLOURS[4])
             top.plot(run["step"], run["realised"], style, color=sac.COLOURS[0])
             bottom.plot(run["step"], run["eval_return"], style, color="black")
-        top.set_title(f"{label} (a style for each seed)")
+        top.set_title(f"{label} (n = {len(runs)})")
         bottom.set_xlabel("environment steps")
         for panel in (top, bottom):
             panel.grid(alpha=0.3)

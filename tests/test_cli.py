@@ -415,6 +415,9 @@ def test_a_run_from_elsewhere_imports_no_module_unless_asked(call):
         assert "toys" not in sys.modules
     with pytest.raises(sac.UsageError, match="import"):
         sac.Run.load("run")
+    assert_refused(call("--resume", "run", "--env", "Pendulum-v1"), "start a new run")
+    assert_refused(call("--play", "run", "--env", "Pendulum-v1"), "does not fit Pendulum-v1")
+    assert "toys" not in sys.modules
     assert call("--play", "run", "--env", "toys:Toy-v0", "--episodes", 1)[0] == 0
 
 
