@@ -166,7 +166,7 @@ def figure(name, sources):
             values = np.array([[x[step] for step in steps] for x in seeds.values()])
             n = len(values)
             words = ", ".join(x for x in settings if x not in shared)
-            words = words or ("the default" if common else "default settings")
+            words = words or ("no other flags" if common else "default settings")
             words += f": mean of {n} seeds" if n > 1 else ": one seed"
             (line,) = panel.plot(steps, values.mean(0))
             if n > 3:
