@@ -25,7 +25,7 @@ alpha (temperature: how much reward one nat of entropy is worth); gamma (discoun
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
 Differences from the paper, and why. In brackets: the return on HalfCheetah-v4 after 100,000 steps
-(mean +- sd, three runs) with only that one undone; with all but the last, 6,017 +- 656 (eight).
+without that one (mean +- sd, three runs). To compare: 6,017 +- 656 (eight) with all but the last.
 - The critics learn at 1e-3, so that they follow their targets faster (at 3e-4: 4,493 +- 523).
 - Learning starts after 5,000 random actions, so that early batches are diverse (after 1,000:
   5,507 +- 747, no clear effect).
@@ -33,9 +33,9 @@ Differences from the paper, and why. In brackets: the return on HalfCheetah-v4 a
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
 - log alpha is learned, not alpha, so that alpha stays positive (not measured).
-- Targets do not bootstrap from terminal states; the paper's equations have none.
-- Since those runs, policy and temperature learn at 1e-3 too: better on Hopper-v4 (1,841 +- 703 in
-  six runs, against 956 +- 247 in three at 3e-4), with no clear effect on HalfCheetah-v4.
+- Targets do not bootstrap from terminal states; the paper's equations have no such states.
+- Policy and temperature, too, learn at 1e-3 (changed after those runs): better on Hopper-v4
+  (1,841 +- 703 in six runs, against 956 +- 247 in three at 3e-4), no clear effect on HalfCheetah.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -55,7 +55,7 @@ from torch.optim.adam import adam
 class Config:
     """Every field is also a flag; its comment is the help text. Bad values raise UsageError."""
     env: str = "HalfCheetah-v4"  # gymnasium id with continuous actions, or module:Name-v0
-    variant: str = "sac"  # which variant of SAC to train: see below
+    variant: str = "sac"  # which variant of SAC to train
     seed: int = 1  # seed for all randomness
     steps: int = 100_000  # environment steps in total
     stop_at: float | None = None  # stop early once an evaluation's mean return reaches this
@@ -80,8 +80,8 @@ class Config:
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
     save_every: int = 50_000  # steps between saves (roughly: each waits for an episode to end)
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0 picks one, or up to 4 if clearly faster
-    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if exact, else highest
+    threads: int = 0  # CPU threads; 0: one, or up to 4 if clearly faster
+    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if it does not round
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -120,7 +120,7 @@ class Actor(nn.Module):
     def forward(self, obs):
         """obs (B,O) -> mean (B,A) and log_std (B,A) of the Gaussian before tanh."""
         mean, raw = self.net(obs).chunk(2, -1)
-        return mean, -20 + F.softplus(22 - F.softplus(2 - raw))  # raw, softly clamped to [-20,2]
+        return mean, -20 + F.softplus(22 - F.softplus(2 - raw))  # a smooth raw.clamp(-20, 2)
 
     def sample(self, obs):
         """obs (B,O) -> action (B,A) and log_prob (B,); gradients flow through both."""
@@ -170,7 +170,7 @@ class Adam:
     @torch.no_grad()
     def descend(self, loss):
         """One Adam step on the loss; only this optimiser's weights change."""
-        gradients = torch.autograd.grad(loss, self.weights)  # backward() would reach all weights
+        gradients = torch.autograd.grad(loss, self.weights)  # backward() would reach others too
         adam(self.weights, gradients, self.means, self.squares, max_exp_avg_sqs=[],
              state_steps=self.steps, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
              amsgrad=False, maximize=False, fused=True)  # fused: one call for all weights
@@ -202,7 +202,7 @@ class SAC:
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
         alpha = torch.tensor(1.0 if config.alpha is None else config.alpha, device=config.device)
-        self.log_alpha = alpha.log().requires_grad_()
+        self.log_alpha = alpha.log().requires_grad_()  # log 0 = -inf is fine: exp gives 0
         wanted = config.target_entropy
         self.target_entropy = -float(action_dim) if wanted is None else wanted
 
@@ -251,7 +251,7 @@ class SAC:
         y = self.td_target(batch)  # (B,) or (2,B)
         q = self.critic(batch.obs, batch.action)  # (2,B)
         self.q_mean = q.detach().mean()  # `update` logs it
-        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # expand_as rejects a q of (2,B,1)
+        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # `-` alone would broadcast (2,B,1)
 
     def actor_loss(self, obs):
         """J_pi = E[alpha log pi(a|s) - Q(s,a)], a scalar (Eqs. 7 and 9), and log_prob (B,)."""
@@ -339,7 +339,7 @@ class ReplayBuffer:
 
     def load_state_dict(self, state):
         self.added = state["added"]
-        if not state["rows"].is_contiguous():  # with stride 0, a few bytes can pose as gigabytes
+        if not state["rows"].is_contiguous():  # forged, a few bytes can pose as gigabytes
             raise ValueError("the saved replay buffer is not contiguous: was it altered?")
         self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
@@ -381,7 +381,7 @@ class Run:
     def __iter__(self):
         try:
             while True:
-                row = self.report()  # first: a resumed run may owe a row
+                row = self.report()  # first: a run may have stopped before it
                 if self.folder:
                     self.save_if_due(row)
                 if row:
@@ -398,7 +398,7 @@ class Run:
         """One environment step of Algorithm 1, with the gradient steps that follow it."""
         start = time.perf_counter()
         c, obs = self.config, self.obs
-        self.obs = None  # stays None if this step is interrupted
+        self.obs = None  # if this step is interrupted, the next one resets
         self.between_episodes = False
         if obs is None:
             obs, _ = self.env.reset(seed=c.seed if self.step == 0 else None)
@@ -494,7 +494,7 @@ class Run:
             "config": asdict(self.config), "versions": versions(), "history": self.history,
             "row": self.row, "step": self.step, "between_episodes": self.between_episodes,
             "rng": self.rng.bit_generator.state, "env_rng": getattr(generator, "state", None)}
-        state = json.loads(json.dumps(state, default=lambda x: x.tolist()))  # plain types only
+        state = json.loads(json.dumps(state, default=lambda x: x.tolist()))  # no NumPy types
         state.update(agent=self.agent.state_dict(), buffer=self.buffer.state_dict())
         write(path / "checkpoint.pt", lambda file: torch.save(state, file))
         write_reports(self, picture=True)
@@ -520,7 +520,7 @@ class Run:
             run.step = steps_done
             run.history = [row for row in state["history"]  # a last row needs an evaluation
                            if row["step"] < config.steps or row["eval_step"] == row["step"]]
-            run.row = {name: state["row"][name] for name in (*COLUMNS, *state["row"])}
+            run.row = {x: state["row"][x] for x in (*COLUMNS, *state["row"])}  # or KeyError
             run.agent.load_state_dict(state["agent"])
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = state["rng"]
@@ -696,8 +696,8 @@ def check(name, kind, x):
         if limits and str(x) not in limits:
             raise UsageError(f"{flag} must be one of {', '.join(limits)}, not {x}")
         return str(x)
-    if x is None and kind not in (int, float):  # it may be None
-        return x
+    if x is None and kind == float | None:
+        return None
     noun, lowest = ("whole number", 1) if kind is int else ("number", 1e-9)
     low, high = limits or (lowest, 1e9)
     with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -712,9 +712,9 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    torch.set_float32_matmul_precision("medium")  # to try: much faster on some CPUs, and exact
+    torch.set_float32_matmul_precision("medium")  # a trial: some CPUs gain speed, others round
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
-    exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # other devices round
+    exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # GPUs may round
     auto = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", auto))
 
@@ -759,13 +759,13 @@ def read_checkpoint(folder, env=None):
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
     with refusing(f"{path} is damaged or from another sac.py"), zipfile.ZipFile(path) as archive:
-        # torch.save neither compresses (a zip bomb could fill memory) nor sets attributes
+        # torch.save sets neither; a compressed file could unpack to fill the memory (a zip bomb)
         if any(x.compress_type or x.external_attr for x in archive.infolist()) or archive.testzip():
             raise ValueError("its contents have been altered")
         state = torch.load(path, map_location="cpu", weights_only=True)
         state["config"] = Config(**state["config"])
     name = state["config"].env
-    if ":" in name and env is None:
+    if ":" in name and not env:
         raise UsageError(f"loading {folder} would import {name}: if you trust it, add --env {name}")
     return state
 
@@ -802,8 +802,8 @@ def plot_runs(runs):
     groups = {}  # label -> seed -> rows
     for run, config, rows in read:
         label = ", ".join(f"{x} {getattr(config, x)}" for x in names or ("env", "variant"))
-        fixed = issubclass(VARIANTS[config.variant], NoEntropy)
-        label = label.replace("alpha None", "alpha 0.0" if fixed else "alpha learned")
+        unset = "alpha 0.0" if issubclass(VARIANTS[config.variant], NoEntropy) else "alpha learned"
+        label = label.replace("alpha None", unset)
         if config.seed in groups.get(label, {}):  # the same settings and seed: keep them apart
             label = f"{label}, {run}"
         if len(rows):
@@ -842,7 +842,7 @@ def open_run(flags, out=None, resume=None):
         return Run.load(resume, **flags)
     config = Config(**flags)
     name = re.sub(r"[^\w.-]", "-", config.env) + f"/{config.variant}-seed{config.seed}"
-    numbered = (f"runs/{name}-{i}".removesuffix("-1") for i in itertools.count(1))
+    numbered = (f"runs/{name}" + (f"-{i}" if i > 1 else "") for i in itertools.count(1))
     for place in [out] if out else numbered:
         folder = Path(place).absolute()
         if resume == "" and (folder / "checkpoint.pt").exists():  # --resume without DIR
@@ -880,11 +880,11 @@ def stop_on_signals(run):
         if run.ending:
             return  # already saving
         if run.stopping:
-            raise KeyboardInterrupt(128 + run.stopping)
+            raise KeyboardInterrupt(128 + run.stopping)  # main returns it as the exit code
         run.stopping = number
         endless = getattr(run.env.spec, "max_episode_steps", None) is None
         if hasattr(signal, "alarm") and (number != signal.SIGINT or endless):
-            signal.alarm(7)  # then SIGALRM is the second signal: saved within 10 s
+            signal.alarm(7)  # in 7 s, SIGALRM is the second signal: saved within 10
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
             print("\nstopping at the end of the episode; repeat to stop now", flush=True)
 
@@ -953,11 +953,12 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
     with refusing(f"the policy in {play} does not fit {env or 'this sac.py'}"):
         agent.actor.load_state_dict(state["agent"]["actor"])
     frames, steps, returns = [], itertools.count(), []
-    every = max(1, round(stage.metadata.get("render_fps", 30) / 10))  # ten frames a second
+    fps = stage.metadata.get("render_fps", 30)
+    every = max(1, round(fps / 10))  # about ten frames a second
 
     def film_frame(obs):
-        if not returns and next(steps) % every == 0 and len(frames) < 100:
-            frames.append(Image.fromarray(stage.render()).reduce(2))
+        if not returns and next(steps) % every == 0 and len(frames) < 100:  # first episode only
+            frames.append(Image.fromarray(stage.render()).reduce(2))  # half the size
         return obs
 
     if video:
@@ -972,7 +973,8 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
         print(f"episode {i + 1}: return {returns[i]:.1f}", flush=True)
     print(f"mean {np.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})")
     if video:
-        options = {"save_all": True, "append_images": frames[1:], "duration": 100, "loop": 0}
+        options = {"save_all": True, "append_images": frames[1:], "loop": 0,
+                   "duration": round(1000 * every / fps)}  # milliseconds a frame
         write(film, lambda file: frames[0].save(file, film.suffix[1:], **options))
         print(f"wrote {video}")
 
@@ -987,7 +989,7 @@ def plot(plot, out=None):
     print(f"wrote {file}")
 
 def parse(argv):
-    """The flags that were given, as a dict; those of Config are read from its source."""
+    """The given flags, as a dict. Each `name: type = default  # help` in Config defines one."""
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS, argument_default=argparse.SUPPRESS, allow_abbrev=False,
         description=(__doc__ or "").split("Source")[0],
@@ -1032,8 +1034,8 @@ def main(argv=None):
         except BaseException as error:  # an environment may even call sys.exit()
             calls = traceback.extract_tb(error.__traceback__)
             here = ", ".join(str(x.lineno) for x in calls if x.filename.endswith("sac.py"))
-            code, text = 3, (f"{error!r} in {calls[-1].filename}, line {calls[-1].lineno}, "
-                             f"through lines {here} of sac.py")
+            place = f"{calls[-1].filename}, line {calls[-1].lineno}, through lines {here} of sac.py"
+            code, text = 3, f"{error!r} in {place}"
         with contextlib.suppress(OSError):
             print("sac.py:", text.partition("\n")[0], file=sys.stderr)
         return code

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WALL_CLOCK
+from PIL import Image
 
 import sac
 
@@ -410,8 +411,8 @@ def test_a_run_from_elsewhere_imports_no_module_unless_asked(call):
     """Catches --play and --resume importing what a downloaded config names: code in its folder."""
     assert call(*SHORT, "--env", "toys:Toy-v0", "--out", "run")[0] == 0
     sys.modules.pop("toys")
-    for flag in ("--resume", "--play"):
-        assert_refused(call(flag, "run"), "toys:Toy-v0", "--env")
+    for flags in (["--resume", "run"], ["--play", "run"], ["--play", "run", "--env", ""]):
+        assert_refused(call(*flags), "toys:Toy-v0", "--env")
         assert "toys" not in sys.modules
     with pytest.raises(sac.UsageError, match="import"):
         sac.Run.load("run")
@@ -668,7 +669,7 @@ def frames(path):
 
 def test_films_of_other_kinds_and_what_stands_in_their_way(call, monkeypatch):
     """Catches a missing display or ending that crashes, or shows after playing, a film left
-    half-written, and a film of all episodes."""
+    half-written, a film of all episodes, and one that plays at another speed."""
     assert call(*SHORT, *TOY, "--out", "run")[0] == 0
     before = files()
     for name in ("film.xyz", "film", "nowhere/film.gif"):
@@ -686,6 +687,10 @@ def test_films_of_other_kinds_and_what_stands_in_their_way(call, monkeypatch):
     assert files() == before
     assert call("--play", "run", *TOY, "--video", "film.webp", "--episodes", 2)[0] == 0
     assert len(frames("film.webp")) == 4  # each third step of the first episode of the two
+    monkeypatch.setitem(sys.modules["toys"].Toy.metadata, "render_fps", 15)
+    assert call("--play", "run", *TOY, "--video", "slow.gif", "--episodes", 1)[0] == 0
+    with Image.open("slow.gif") as film:
+        assert film.info["duration"] == 130  # each second picture of 15 a second
 
 
 def test_every_episode_played_has_a_seed_of_its_own(call):
