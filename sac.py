@@ -78,10 +78,10 @@ class Config:
     log_every: int = 500  # steps between rows of progress.csv
     eval_every: int = 5_000  # steps between evaluations
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
-    save_every: int = 50_000  # steps between saves (roughly: each waits for an episode to end)
+    save_every: int = 50_000  # steps between saves, roughly: each waits for an episode to end
     device: str = "cpu"  # cpu, cuda or mps
     threads: int = 0  # CPU threads; 0: one, or up to 4 if clearly faster
-    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if it does not round
+    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if it is exact here
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -159,8 +159,8 @@ class TwinCritic(nn.Module):
 
 # 4. SAC: optimiser, losses, update
 class Adam:
-    """Adam (Kingma and Ba 2015): torch.optim.Adam(fused=True) without its import of torch's
-    compiler, which takes a second and 70 MB."""
+    """Adam (Kingma and Ba 2015). It takes the same steps as torch.optim.Adam(fused=True), but does
+    not import torch's compiler, which would cost a second and 70 MB."""
     def __init__(self, weights, lr):
         self.weights, self.lr = list(weights), lr
         self.means = [torch.zeros_like(w) for w in self.weights]  # running means of the gradients
@@ -251,7 +251,7 @@ class SAC:
         y = self.td_target(batch)  # (B,) or (2,B)
         q = self.critic(batch.obs, batch.action)  # (2,B)
         self.q_mean = q.detach().mean()  # `update` logs it
-        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # `-` alone would broadcast (2,B,1)
+        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # `q - y` would broadcast (2,B,1)
 
     def actor_loss(self, obs):
         """J_pi = E[alpha log pi(a|s) - Q(s,a)], a scalar (Eqs. 7 and 9), and log_prob (B,)."""
@@ -334,12 +334,12 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # torch would save all rows
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice saves all rows
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
         self.added = state["added"]
-        if not state["rows"].is_contiguous():  # forged, a few bytes can pose as gigabytes
+        if not state["rows"].is_contiguous():  # a forged one can be far larger than its file
             raise ValueError("the saved replay buffer is not contiguous: was it altered?")
         self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
@@ -487,7 +487,7 @@ class Run:
             raise UsageError(f"{name} has files in it: use another folder, or --resume {name}")
         learned = [*self.agent.actor.parameters(), *self.agent.critic.parameters()]
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # even if it fails: no retry each step
+        self.folder, self.saved_at = path, self.step  # also if it fails: no retry at every step
         path.mkdir(parents=True, exist_ok=True)
         generator = getattr(self.env.np_random, "bit_generator", None)
         state = {
@@ -503,7 +503,7 @@ class Run:
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
         On the same machine, it continues bit for bit as if it had never stopped, provided that the
-        environment keeps only np_random between episodes. It warns if it knows otherwise."""
+        environment keeps only np_random between episodes. It warns if it sees a reason."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
@@ -518,7 +518,7 @@ class Run:
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
             run.step = steps_done
-            run.history = [row for row in state["history"]  # a last row needs an evaluation
+            run.history = [row for row in state["history"]  # drops a last row without evaluation
                            if row["step"] < config.steps or row["eval_step"] == row["step"]]
             run.row = {x: state["row"][x] for x in (*COLUMNS, *state["row"])}  # or KeyError
             run.agent.load_state_dict(state["agent"])
@@ -707,8 +707,8 @@ def check(name, kind, x):
     raise UsageError(f"{flag} must be a {noun} from {low:.10g} to {high:.10g}, not {x}")
 
 def configure_torch(config):
-    """Sets this process's threads and precision; call it before making a Run. Returns the config,
-    threads filled in. UsageError if the device is not available."""
+    """Sets this process's threads and precision; call it before making a Run. Returns the config
+    with the number of threads filled in. UsageError if the device is not available."""
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
@@ -935,7 +935,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     print(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
 
 def play(play, env=None, threads=1, episodes=10, render=None, video=None):
-    """Plays a saved policy without noise, prints the returns, and can film the first episode."""
+    """Plays a saved policy without noise, as in an evaluation, and can film the first episode."""
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "").absolute(), (".gif", ".webp")
     episodes = check("episodes", int, episodes)
@@ -969,7 +969,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
             stage.unwrapped.model.geom("floor").size *= 9  # so that nobody runs off its edge
             stage.unwrapped.model.mat_texrepeat *= 9
     for i in range(episodes):
-        returns.extend(evaluate(agent, stage, 1, config.seed + 1 + i))
+        returns.extend(evaluate(agent, stage, 1, config.seed + 1 if i == 0 else None))
         print(f"episode {i + 1}: return {returns[i]:.1f}", flush=True)
     print(f"mean {np.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})")
     if video:
@@ -1019,7 +1019,7 @@ def main(argv=None):
         except SystemExit as end:  # argparse exits after --help or a mistake
             return end.code
         try:
-            job = play if "play" in given else plot if "plot" in given else train
+            job = next((x for x in (play, plot) if x.__name__ in given), train)
             settings = Config.__annotations__ if job is train else {}
             known = {*inspect.signature(job).parameters, *settings}
             unknown = ["--" + name.replace("_", "-") for name in given if name not in known]

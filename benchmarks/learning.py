@@ -7,6 +7,7 @@
     python benchmarks/learning.py trials --seeds 11 12 13
     python benchmarks/learning.py bias --env Hopper-v4 --variant single-q --seed 1 --steps 150000
     python benchmarks/learning.py bias-figure hopper runs/bias/Hopper-v4-*.csv
+    python benchmarks/learning.py landings runs/hovering
 
 `table` and `figure` take run folders, or the .csv files that were kept; runs that differ in their
 seed alone are one line: a mean over seeds, with a sample standard deviation or a 95% interval.
@@ -17,6 +18,7 @@ seed alone are one line: a mean over seeds, with a sample standard deviation or 
 start it as you like, it continues each run.
 `bias` trains as `sac.py` does; at each evaluation it also plays episodes with the sampled actions
 and compares the critics' Q(s,a) with the discounted return, entropy bonus included, that followed.
+`landings` counts the landings and crashes that the replay of a lander's run holds.
 """
 
 import argparse
@@ -40,8 +42,8 @@ RESULTS = Path(__file__).parent / "results"
 LAST = 3  # evaluations that a number in the table averages
 # 97.5% quantiles of Student's t, by the number of seeds
 T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-# SAC's mean and sample sd over ten seeds (None: not known here), from results/raw/sac_mujoco of
-# SimbaV2's repository: its own baseline, one evaluation at (nearly) that step
+# SAC's mean and sample sd over ten seeds, from results/raw/sac_mujoco of SimbaV2's repository:
+# its own baseline, one evaluation at (nearly) that step
 PUBLISHED = {
     "HalfCheetah-v4": {
         100_000: (6156, 738),
@@ -65,14 +67,14 @@ PUBLISHED = {
     "Ant-v4": {
         100_000: (747, 528),
         200_000: (2296, 1182),
-        500_000: (4971, None),
+        500_000: (4970, 1587),
         1_000_000: (5734, 674),
     },
     "Humanoid-v4": {
-        100_000: (632, None),
-        200_000: (994, None),
-        500_000: (3276, None),
-        1_000_000: (4824, None),
+        100_000: (632, 179),
+        200_000: (994, 481),
+        500_000: (3275, 2429),
+        1_000_000: (4826, 1679),
     },
 }
 
@@ -141,9 +143,8 @@ def table(sources, at):
         means = [last_mean(evaluations, steps) for evaluations in seeds.values()]
         last = [last_mean(evaluations, steps, 1) for evaluations in seeds.values()]
         each = ", ".join(f"{x:,.0f}" for x in means)
-        published, sd = PUBLISHED.get(name.split(",")[0], {}).get(steps, (None, None))
-        shown = f"{published:,}" if published else ""
-        shown += f" ± {sd:,}" if sd else ""
+        published = PUBLISHED.get(name.split(",")[0], {}).get(steps)
+        shown = "{:,} ± {:,}".format(*published) if published else ""
         print(f"| {name} | {steps:,.0f} | {', '.join(map(str, seeds))} | {each} | "
               f"{spread(means)} | {spread(last)} | {shown} |")  # fmt: skip
 
@@ -182,8 +183,8 @@ def figure(name, sources):
         known = {step: x for step, x in PUBLISHED.get(env, {}).items() if step <= limit}
         if known:
             means = [mean for mean, _ in known.values()]
-            half = [T95[10] * (sd or 0) / np.sqrt(10) for _, sd in known.values()]
-            words = "SAC of SimbaV2: mean of 10 seeds" + (", 95% interval" if any(half) else "")
+            half = [T95[10] * sd / np.sqrt(10) for _, sd in known.values()]
+            words = "SAC of SimbaV2: mean of 10 seeds, 95% interval"
             style = "kx--" if len(known) > 1 else "kx"
             panel.errorbar(list(known), means, half, fmt=style, label=words)
         panel.set(
@@ -373,6 +374,16 @@ def bias_figure(name, files):
     figure.savefig(RESULTS / f"{name}-q.png")
 
 
+def landings(folder):
+    """Prints how many landings and crashes each 10,000 steps of a lander's replay hold."""
+    rows = sac.read_checkpoint(folder)["buffer"]["rows"]
+    reward, ends = rows[:, 8 + 2], rows[:, -1] > 0  # after observation and action
+    for first in range(0, len(rows), 10_000):
+        part = slice(first, first + 10_000)
+        landed, crashed = (ends & (reward > 0))[part].sum(), (ends & (reward < 0))[part].sum()
+        print(f"from step {first:,}: {landed} landings, {crashed} crashes")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -395,6 +406,7 @@ def main():
     sub = commands.add_parser("trial", help="one of them")
     for name in ("env", "name", "seed"):
         sub.add_argument(name)
+    commands.add_parser("landings").add_argument("folder")
     sub = commands.add_parser("bias", help="takes the flags of sac.py's Config")
     for field in sac.Config.__annotations__:
         sub.add_argument("--" + field.replace("_", "-"), default=argparse.SUPPRESS)
@@ -411,6 +423,8 @@ def main():
         sys.exit(trial(args.env, args.name, args.seed))
     elif args.command == "keep":
         keep(args.name, args.folders, args.until)
+    elif args.command == "landings":
+        landings(args.folder)
     elif args.command == "bias-figure":
         bias_figure(args.name, args.files)
     else:

@@ -693,12 +693,14 @@ def test_films_of_other_kinds_and_what_stands_in_their_way(call, monkeypatch):
         assert film.info["duration"] == 130  # each second picture of 15 a second
 
 
-def test_every_episode_played_has_a_seed_of_its_own(call):
-    """Catches one episode that is played again and again."""
-    assert call(*SHORT, "--env", "Pendulum-v1", "--out", "run")[0] == 0
+def test_playing_repeats_the_last_evaluation(call):
+    """Catches other starts than the evaluation's, and one episode that is played over and over."""
+    flags = [*SHORT, "--env", "Pendulum-v1", "--eval-episodes", 3, "--out", "run"]
+    final = re.search("final evaluation (.*)", call(*flags)[1])[1]
     code, out, _ = call("--play", "run", "--episodes", 3)
     returns = re.findall(r"episode \d: return (\S+)", out)
     assert code == 0 and len(set(returns)) == len(returns) == 3
+    assert f"mean {final}\n" in out
 
 
 def test_the_same_command_again_writes_beside_what_is_there(call):
