@@ -33,7 +33,7 @@ without that one (mean +- sd, three runs). To compare: 6,017 +- 656 (eight) with
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
 - log alpha is learned, not alpha, so that alpha stays positive (not measured).
-- Targets do not bootstrap from terminal states; the paper's equations have no such states.
+- Targets do not bootstrap from terminal states; the paper's equations do not cover these.
 - Policy and temperature, too, learn at 1e-3 (changed after those runs): better on Hopper-v4
   (1,841 +- 703 in six runs, against 956 +- 247 in three at 3e-4), no clear effect on HalfCheetah.
 """
@@ -80,8 +80,8 @@ class Config:
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
     save_every: int = 50_000  # steps between saves, roughly: each waits for an episode to end
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0: one, or up to 4 if clearly faster
-    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if it is exact here
+    threads: int = 0  # CPU threads; 0 chooses one, or up to 4 if clearly faster
+    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if exact, else highest
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -119,8 +119,8 @@ class Actor(nn.Module):
 
     def forward(self, obs):
         """obs (B,O) -> mean (B,A) and log_std (B,A) of the Gaussian before tanh."""
-        mean, raw = self.net(obs).chunk(2, -1)
-        return mean, -20 + F.softplus(22 - F.softplus(2 - raw))  # a smooth raw.clamp(-20, 2)
+        mean, raw_log_std = self.net(obs).chunk(2, -1)
+        return mean, -20 + F.softplus(22 - F.softplus(2 - raw_log_std))  # a smooth clamp(-20, 2)
 
     def sample(self, obs):
         """obs (B,O) -> action (B,A) and log_prob (B,); gradients flow through both."""
@@ -170,7 +170,7 @@ class Adam:
     @torch.no_grad()
     def descend(self, loss):
         """One Adam step on the loss; only this optimiser's weights change."""
-        gradients = torch.autograd.grad(loss, self.weights)  # backward() would reach others too
+        gradients = torch.autograd.grad(loss, self.weights)  # backward() would fill others' .grad
         adam(self.weights, gradients, self.means, self.squares, max_exp_avg_sqs=[],
              state_steps=self.steps, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
              amsgrad=False, maximize=False, fused=True)  # fused: one call for all weights
@@ -251,7 +251,7 @@ class SAC:
         y = self.td_target(batch)  # (B,) or (2,B)
         q = self.critic(batch.obs, batch.action)  # (2,B)
         self.q_mean = q.detach().mean()  # `update` logs it
-        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # `q - y` would broadcast (2,B,1)
+        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # rejects (2,B,1), unlike `q - y`
 
     def actor_loss(self, obs):
         """J_pi = E[alpha log pi(a|s) - Q(s,a)], a scalar (Eqs. 7 and 9), and log_prob (B,)."""
@@ -339,7 +339,7 @@ class ReplayBuffer:
 
     def load_state_dict(self, state):
         self.added = state["added"]
-        if not state["rows"].is_contiguous():  # a forged one can be far larger than its file
+        if not state["rows"].is_contiguous():  # forged rows can be far larger than their file
             raise ValueError("the saved replay buffer is not contiguous: was it altered?")
         self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
@@ -381,7 +381,7 @@ class Run:
     def __iter__(self):
         try:
             while True:
-                row = self.report()  # first: a run may have stopped before it
+                row = self.report()  # comes first: a run may have stopped just before it
                 if self.folder:
                     self.save_if_due(row)
                 if row:
@@ -503,7 +503,7 @@ class Run:
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
         On the same machine, it continues bit for bit as if it had never stopped, provided that the
-        environment keeps only np_random between episodes. It warns if it sees a reason."""
+        environment keeps only np_random between episodes. It warns of likely differences."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
@@ -528,14 +528,14 @@ class Run:
             if steps_done and state["env_rng"]:  # at step 0 there may be none yet
                 run.env.np_random.bit_generator.state = state["env_rng"]
             now, old = versions(), state["versions"]
-            changed = [f"different {name}" for name in now if now[name] != old.get(name)]
+            reasons = [f"different {name}" for name in now if now[name] != old.get(name)]
             if not state["env_rng"]:
-                changed.append("the environment's np_random is not a NumPy Generator")
+                reasons.append("the environment's np_random is not a NumPy Generator")
             if not state["between_episodes"]:
-                changed.append("saved inside an episode, so a new one begins")
+                reasons.append("saved inside an episode, so a new one begins")
         run.folder, run.saved_at = path, run.step
-        if changed:
-            warnings.warn(f"the run may differ from one that never stopped: {', '.join(changed)}")
+        if reasons:
+            warnings.warn(f"the run may differ from one that never stopped: {', '.join(reasons)}")
         return run
 
 def evaluate(agent, env, episodes, seed):
@@ -557,20 +557,20 @@ class SingleQ(SAC):
         return q[0]
 
 class MeanQ(SAC):
-    """The mean of both critics: less noise than one, more overestimation than the min."""
+    """The mean of both critics: less noisy than one, but overestimates more than the min."""
     def combine(self, q):
         return q.mean(0)
 
 class DoubleQ(MeanQ):
-    """Each learns from the other's target (van Hasselt 2010); the actor, from the mean."""
+    """Each critic learns from the other's target (van Hasselt 2010); the actor uses the mean."""
     def next_value(self, next_obs):
         next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
         return self.target_critic(next_obs, next_action).flip(0) - self.alpha * log_prob  # (2,B)
 
 class Reinforce(SAC):
-    """Score-function gradient from K actions per state (Williams 1992), no baseline: noisy."""
+    """Score-function gradient (Williams 1992) with --actor-samples, no baseline: noisy."""
     def actor_loss(self, obs):
-        """A loss whose expected gradient is J_pi's (its value means nothing), and log_prob."""
+        """A loss with the expected gradient of J_pi (ignore its value), and log_prob."""
         obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O), K actions per state
         mean, log_std = self.actor(obs)
         u = (mean + log_std.exp() * self.actor.noise(mean.shape)).detach()  # (K B,A)
@@ -590,7 +590,7 @@ class NoEntropy(SAC):
         super().__init__(obs_dim, action_dim, replace(config, alpha=0.0))
 
 class DDPG(NoEntropy):
-    """SAC's ancestor (Lillicrap 2015): deterministic, first critic only, noisy actions."""
+    """SAC's ancestor (Lillicrap 2015): a deterministic policy with added noise, one critic."""
     parts = (*SAC.parts, "target_actor")
 
     def __init__(self, obs_dim, action_dim, config):
@@ -624,7 +624,7 @@ class SmoothNoise(SAC):
         super().__init__(obs_dim, action_dim, config)
         self.actor.register_buffer("eps", self.actor.noise((action_dim,)))  # saved with the weights
 
-    def exploration_noise(self, shape):  # gradient steps do not call it: their noise is fresh
+    def exploration_noise(self, shape):  # only `act` calls this: gradient steps draw fresh noise
         fresh = self.actor.noise(self.actor.eps.shape)
         self.actor.eps = self.rho * self.actor.eps + math.sqrt(1 - self.rho**2) * fresh
         return self.actor.eps
@@ -678,7 +678,7 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # steps before an evaluation cuts an episode, or a save stops waiting
+LONGEST = 10_000  # steps before an evaluation cuts an episode short, or a due save stops waiting
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
@@ -712,7 +712,7 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    torch.set_float32_matmul_precision("medium")  # a trial: some CPUs gain speed, others round
+    torch.set_float32_matmul_precision("medium")  # trial: some CPUs speed up, others round
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # GPUs may round
     auto = "medium" if exact else "highest"
@@ -722,10 +722,10 @@ def configure_torch(config):
         torch.set_num_threads(threads)
         return timeit.timeit(lambda: a @ a, number=300)
 
-    several = min(torch.get_num_threads(), 4)  # must win clearly: others may need the cores
+    several = min(torch.get_num_threads(), 4)  # clear gain only: others may need the cores
     threads = config.threads or (several if seconds(several) < 0.8 * seconds(1) else 1)
     torch.set_num_threads(threads)
-    torch.empty(7_900_000)  # freeing it makes glibc reuse blocks up to 32 MB: updates 20% faster
+    torch.empty(7_900_000)  # freeing this makes glibc reuse blocks up to 32 MB: 20% faster
     return replace(config, threads=threads)
 
 # 9. Checkpoints
@@ -759,7 +759,7 @@ def read_checkpoint(folder, env=None):
     if not path.is_file():
         raise UsageError(f"no run is saved in {folder}: it has no {path.name}")
     with refusing(f"{path} is damaged or from another sac.py"), zipfile.ZipFile(path) as archive:
-        # torch.save sets neither; a compressed file could unpack to fill the memory (a zip bomb)
+        # torch.save leaves both at 0; a compressed file could expand to fill the memory
         if any(x.compress_type or x.external_attr for x in archive.infolist()) or archive.testzip():
             raise ValueError("its contents have been altered")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -848,12 +848,12 @@ def open_run(flags, out=None, resume=None):
         if resume == "" and (folder / "checkpoint.pt").exists():  # --resume without DIR
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
-                flags.update(steps=config.steps, stop_at=config.stop_at)  # also those left out
+                flags.update(steps=config.steps, stop_at=config.stop_at)  # their defaults, too
                 return open_run(flags, resume=folder)
         if out:
             return Run(configure_torch(config), folder=folder)
         if not folder.exists():
-            run = Run(configure_torch(config))  # before the folder, so that a failure leaves none
+            run = Run(configure_torch(config))  # made first, so that a failure leaves no folder
             folder.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):  # another process took it: try the next
                 folder.mkdir()
@@ -875,7 +875,7 @@ def progress(run, row, width):
 
 @contextlib.contextmanager
 def stop_on_signals(run):
-    """Inside, a signal stops the run when the episode ends, and a second one at once."""
+    """Inside, a signal stops the run when the episode ends; a second one, at once."""
     def stop(number, _):
         if run.ending:
             return  # already saving
@@ -884,12 +884,12 @@ def stop_on_signals(run):
         run.stopping = number
         endless = getattr(run.env.spec, "max_episode_steps", None) is None
         if hasattr(signal, "alarm") and (number != signal.SIGINT or endless):
-            signal.alarm(7)  # in 7 s, SIGALRM is the second signal: saved within 10
+            signal.alarm(7)  # after 7 s, SIGALRM is the second: saved within 10 s
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
             print("\nstopping at the end of the episode; repeat to stop now", flush=True)
 
     caught = [x for x in signal.Signals if x.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
-              and signal.getsignal(x) != signal.SIG_IGN]  # as SIGHUP is under nohup
+              and signal.getsignal(x) != signal.SIG_IGN]  # nohup ignores SIGHUP: leave it so
     handlers = {x: signal.signal(x, stop) for x in caught}
     try:
         yield
@@ -900,16 +900,16 @@ def stop_on_signals(run):
             signal.signal(number, handler)
 
 def train(out=None, resume=None, tensorboard=False, **flags):
-    """Trains, and prints a line for each row. Returns 128 + the signal if one stopped it."""
+    """Trains, and prints a line for each row. If a signal stops it, returns 128 + its number."""
     if tensorboard:
         from torch.utils.tensorboard import SummaryWriter
-    here = os.getcwd()
+    cwd = os.getcwd()
     run = open_run(flags, out, resume)
     events = SummaryWriter(run.folder) if tensorboard else None
-    c, place = run.config, shlex.quote(os.path.relpath(run.folder, here))
+    c, place = run.config, shlex.quote(os.path.relpath(run.folder, cwd))
     again = f"{place} --env {c.env}" if ":" in c.env else place
-    limit = run.env.spec.max_episode_steps
-    length = f"at most {limit} steps" if limit else "no known time limit"
+    time_limit = run.env.spec.max_episode_steps
+    length = f"at most {time_limit} steps" if time_limit else "no known time limit"
     print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, "
           f"random actions until step {c.warmup:,}\nepisodes: {length}; threads: {c.threads}; "
           f"replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
@@ -1001,7 +1001,7 @@ def parse(argv):
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="folder for the run (runs/ENV/VARIANT-seedN, then -2, -3)")
     add("--resume", metavar="DIR", nargs="?", const="",
-        help="resume that run; without DIR, the run with these flags, else a new one")
+        help="resume this run; without DIR, the run with these flags, or else a new one")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files")
     add("--plot", metavar="DIR", nargs="+", action="extend", help="plot runs together (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
@@ -1011,7 +1011,7 @@ def parse(argv):
     return vars(parser.parse_args(argv))
 
 def main(argv=None):
-    """The command line. Exit: 0 done, 1 NaN, 2 usage, file or memory, 3 other, 128 + signal."""
+    """The command line. Exit codes: 0 done, 1 NaN, 2 usage/file/memory, 3 other, 128 + signal."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda text, *_: print(f"sac.py: {text}", file=sys.stderr)
         try:
@@ -1034,7 +1034,7 @@ def main(argv=None):
         except BaseException as error:  # an environment may even call sys.exit()
             calls = traceback.extract_tb(error.__traceback__)
             here = ", ".join(str(x.lineno) for x in calls if x.filename.endswith("sac.py"))
-            place = f"{calls[-1].filename}, line {calls[-1].lineno}, through lines {here} of sac.py"
+            place = f"{calls[-1].filename}, line {calls[-1].lineno}, via lines {here} of sac.py"
             code, text = 3, f"{error!r} in {place}"
         with contextlib.suppress(OSError):
             print("sac.py:", text.partition("\n")[0], file=sys.stderr)
@@ -1044,5 +1044,5 @@ if __name__ == "__main__":
     code = main()
     with contextlib.suppress(OSError):
         print(end="", flush=True)
-    sys.stdout = None  # if output was lost, Python would change the exit code to 120
+    sys.stdout = None  # else, if output was lost, Python would exit with 120
     sys.exit(code)
