@@ -334,7 +334,7 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice saves all rows
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # else all rows are saved
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
