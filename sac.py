@@ -14,7 +14,7 @@ numbers refer to it. Algorithm 1, as implemented by `Run.advance` and `SAC.updat
         a ~ pi(.|s)                                             act
         s', r ~ p(.|s, a)                                       step
         D <- D + (s, a, r, s', d)                               store
-        for each gradient step, on a batch from D:              learn, by Adam
+        for each gradient step, on a batch from D:              learn (with Adam)
             theta  <- theta - lr grad J_Q(theta)                    critics (Eq. 5)
             phi    <- phi - lr grad J_pi(phi)                       policy (Eq. 9)
             log alpha <- log alpha - lr grad J(alpha)               temperature (Eq. 18)
@@ -24,12 +24,12 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Differences from the paper, and why. In brackets: the HalfCheetah-v4 return after 100,000 steps
-without that one (mean +- sd, three runs; gaps below 1,200 may be chance), against 6,194 +- 498
-with all of them (eight runs).
+Differences from the paper, and why. In parentheses: the HalfCheetah-v4 return after 100,000 steps
+with that difference undone (mean +- sd, three runs). With all of them, it is 6,194 +- 498 (eight
+runs); gaps below 1,200 may be chance.
 - All learning rates are 1e-3, not 3e-4: the critics then follow their targets faster (critics at
   3e-4: 4,761 +- 547). For policy and temperature, the gain is unclear (both at 3e-4: 6,017 +-
-  656, eight runs; on Hopper-v4 956 +- 247 in three, against 1,841 +- 703 in six at 1e-3).
+  656, eight runs). On Hopper-v4, 3e-4 gave 956 +- 247 (three runs), 1e-3 1,841 +- 703 (six).
 - Learning starts after 5,000 random actions: early batches are diverse (after 1,000: 5,809 +- 202).
 - log_std is clamped softly, since a hard clamp has zero gradient outside (6,314 +- 691).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
@@ -80,8 +80,8 @@ class Config:
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
     save_every: int = 50_000  # steps between saves, roughly: each waits for an episode to end
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0 chooses one, or up to 4 if clearly faster
-    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if exact, else highest
+    threads: int = 0  # CPU threads; 0: automatic (1, or up to 4 if clearly faster)
+    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if still float32
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -228,7 +228,7 @@ class SAC:
         u = mean if deterministic else mean + log_std.exp() * self.exploration_noise(mean.shape)
         return torch.tanh(u).cpu().numpy()
 
-    def exploration_noise(self, shape):
+    def exploration_noise(self, shape):  # SmoothNoise overrides this
         return self.actor.noise(shape)
 
     def combine(self, q):
@@ -251,7 +251,7 @@ class SAC:
         y = self.td_target(batch)  # (B,) or (2,B)
         q = self.critic(batch.obs, batch.action)  # (2,B)
         self.q_mean = q.detach().mean()  # `update` logs it
-        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # rejects (2,B,1), unlike `q - y`
+        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # expand_as rejects q (2,B,1)
 
     def actor_loss(self, obs):
         """J_pi = E[alpha log pi(a|s) - Q(s,a)], a scalar (Eqs. 7 and 9), and log_prob (B,)."""
@@ -381,7 +381,7 @@ class Run:
     def __iter__(self):
         try:
             while True:
-                row = self.report()  # comes first: a run may have stopped just before it
+                row = self.report()  # comes first: a resumed run may owe a row
                 if self.folder:
                     self.save_if_due(row)
                 if row:
@@ -469,7 +469,7 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """Saves when due, ideally between episodes; otherwise only writes the new row, if any."""
+        """Saves when due, at an episode's end or LONGEST steps late; else writes the new row."""
         patience = 0 if self.between_episodes else LONGEST
         try:
             if self.step - self.saved_at >= self.config.save_every + patience:
@@ -503,7 +503,7 @@ class Run:
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
         On the same machine, it continues bit for bit as if it had never stopped, provided that the
-        environment keeps only np_random between episodes. It warns of likely differences."""
+        environment carries only np_random over to the next episode. It warns if it may differ."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
@@ -518,9 +518,9 @@ class Run:
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
             run.step = steps_done
-            run.history = [row for row in state["history"]  # drops a last row without evaluation
+            run.history = [row for row in state["history"]  # drops a last row with no evaluation
                            if row["step"] < config.steps or row["eval_step"] == row["step"]]
-            run.row = {x: state["row"][x] for x in (*COLUMNS, *state["row"])}  # or KeyError
+            run.row = {x: state["row"][x] for x in (*COLUMNS, *state["row"])}  # all or KeyError
             run.agent.load_state_dict(state["agent"])
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = state["rng"]
@@ -683,7 +683,7 @@ COLUMNS = """step episodes train_return train_length eval_step eval_return eval_
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
 MAY_CHANGE = ("steps", "stop_at", "save_every", "threads")  # on --resume
-REPORTS = ("log_every", "eval_every", "eval_episodes")  # do not affect what is learned
+LOG_SETTINGS = ("log_every", "eval_every", "eval_episodes")  # do not affect what is learned
 LIMITS = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "medium"),
           "device": ("cpu", "cuda", "mps"), "seed": (0, 2**32 - 1), "warmup": (0, 1e9),
           "threads": (0, 1024), "hidden": (1, 1e4), "gamma": (0, 1), "tau": (1e-9, 1),
@@ -712,7 +712,7 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    torch.set_float32_matmul_precision("medium")  # trial: some CPUs speed up, others round
+    torch.set_float32_matmul_precision("medium")  # try it: some CPUs are faster, others round
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # GPUs may round
     auto = "medium" if exact else "highest"
@@ -732,7 +732,7 @@ def configure_torch(config):
 SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # checksum of the running code
 
 def versions():
-    """What affects a run's numbers besides the Config and the hardware."""
+    """Whatever else affects a run's numbers, except the hardware."""
     packages = {name: str(sys.modules[name].__version__)
                 for name in ("torch", "gymnasium", "numpy", "mujoco") if name in sys.modules}
     return {**packages, "python": sys.version.split()[0], "sac.py": SOURCE,
@@ -785,7 +785,7 @@ def write_reports(run, picture=False):
         write(run.folder / "learning_curve.png", plot_runs([run]).savefig)
 
 def read_reports(run):
-    """The Config and the rows of a Run, or of a run's folder. UsageError if it is not one."""
+    """The Config and the rows of a Run, or of a run's folder. UsageError if it is none."""
     if isinstance(run, Run):
         return run.config, run.history
     with refusing(f"{run} is not the folder of a run"):
@@ -797,7 +797,7 @@ def plot_runs(runs):
     """A matplotlib Figure of Runs or their folders: for each setting, mean and range over seeds."""
     from matplotlib.figure import Figure  # pyplot would take a second to import
     read = [(run, *read_reports(run)) for run in runs]
-    names = [x for x in Config.__annotations__ if x not in ("seed", *REPORTS, *MAY_CHANGE)
+    names = [x for x in Config.__annotations__ if x not in ("seed", *LOG_SETTINGS, *MAY_CHANGE)
              and len({getattr(config, x) for _, config, _ in read}) > 1]
     groups = {}  # label -> seed -> rows
     for run, config, rows in read:
@@ -833,7 +833,7 @@ def plot_runs(runs):
     return figure
 
 def open_run(flags, out=None, resume=None):
-    """The Run to train: new, or loaded from `resume` ("": the run with these flags, else new)."""
+    """The Run to train: new, or loaded from `resume` ("": the run with these flags, if any)."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     if resume:
@@ -875,7 +875,7 @@ def progress(run, row, width):
 
 @contextlib.contextmanager
 def stop_on_signals(run):
-    """Inside, a signal stops the run when the episode ends; a second one, at once."""
+    """In this context, a signal stops the run when its episode ends; a second one, at once."""
     def stop(number, _):
         if run.ending:
             return  # already saving
@@ -966,7 +966,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
         with contextlib.suppress(AttributeError, KeyError):  # MuJoCo only
             stage.unwrapped.model.vis.quality.offsamples = 0  # smooth edges are slow without a GPU
             stage.unwrapped.mujoco_renderer.camera_id = stage.unwrapped.model.camera("track").id
-            stage.unwrapped.model.geom("floor").size *= 9  # so that nobody runs off its edge
+            stage.unwrapped.model.geom("floor").size *= 9  # so that no agent runs off its edge
             stage.unwrapped.model.mat_texrepeat *= 9
     for i in range(episodes):
         returns.extend(evaluate(agent, stage, 1, config.seed + 1 if i == 0 else None))
@@ -1034,8 +1034,8 @@ def main(argv=None):
         except BaseException as error:  # an environment may even call sys.exit()
             calls = traceback.extract_tb(error.__traceback__)
             here = ", ".join(str(x.lineno) for x in calls if x.filename.endswith("sac.py"))
-            place = f"{calls[-1].filename}, line {calls[-1].lineno}, via lines {here} of sac.py"
-            code, text = 3, f"{error!r} in {place}"
+            where = f"{calls[-1].filename}, line {calls[-1].lineno}, via lines {here} of sac.py"
+            code, text = 3, f"{error!r} in {where}"
         with contextlib.suppress(OSError):
             print("sac.py:", text.partition("\n")[0], file=sys.stderr)
         return code
