@@ -825,8 +825,11 @@ def plot_runs(runs):
             panel.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
         panel.set_title(title)
         panel.grid(alpha=0.3)
-    figure.axes[3].set_yscale("symlog", linthresh=1e-3, subs=[2, 5])  # a log scale that can show 0
-    figure.axes[3].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+    alphas = figure.axes[3]
+    alphas.set_yscale("symlog", linthresh=0.01, subs=[3])  # a log scale that can show 0
+    low, high = alphas.get_ylim()
+    alphas.set_ylim(min(low, 0.01), max(high, 1))
+    alphas.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center")
     envs = ", ".join(sorted({config.env for _, config, _ in read}))
     figure.supxlabel(f"steps in {envs}\n(mean of n seeds; band: lowest to highest)")

@@ -831,13 +831,17 @@ def test_out_and_resume_together_begin_or_continue(call):
 
 
 def test_a_plot_says_how_each_temperature_was_set(call):
-    """Catches "alpha learned" for a variant that fixes it at 0."""
+    """Catches "alpha learned" for a variant that fixes it at 0, and an axis without numbers."""
     for name, extra in (("a", []), ("b", ["--alpha", 0.5]), ("c", ["--variant", "no-entropy"])):
         assert call(*SHORT, *TOY, *extra, "--out", name)[0] == 0
     texts = sac.plot_runs(["a", "b", "c"]).legends[0].get_texts()
     labels = [text.get_text().partition(" (n")[0] for text in texts]
     assert labels == ["variant sac, alpha learned", "variant sac, alpha 0.5",
                       "variant no-entropy, alpha 0.0"]  # fmt: skip
+    axis = sac.plot_runs(["b"]).axes[3]
+    low, high = axis.get_ylim()
+    assert low < 0.5 < high
+    assert sum(low <= y <= high for y in (*axis.get_yticks(), *axis.get_yticks(minor=True))) > 2
 
 
 def test_plots_join_seeds_and_name_what_differs(call):
