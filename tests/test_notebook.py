@@ -222,9 +222,9 @@ near(BASELINE[1], 42, 1), near(BASELINE[6], 132, 4)
 for estimate in SAMPLED[1]:
     error = [estimate[:399_360].view(-1, n).mean(1).std() for n in counts]
     near(np.polyfit(np.log(counts), np.log(error), 1)[0], -0.5, 0.05)
-near(ONE_STEP["max of one table"].mean(), MAX_ONE, 0.01), near(MAX_ONE, 1.5388, 1e-4)
-near(ONE_STEP["max of the min"].mean(), MAX_MIN, 0.01)
-near(ONE_STEP["double Q"].mean(), 0, 0.01)
+near(ONE_STEP["single: max"].mean(), MAX_ONE, 0.01), near(MAX_ONE, 1.5388, 1e-4)
+near(ONE_STEP["clipped: max of min"].mean(), MAX_MIN, 0.01)
+near(ONE_STEP["double"].mean(), 0, 0.01)
 near(DOUBLE[-1], 0, 0.05), near(MAX_ONE * spread / 0.1, 3.53, 0.005)
 assert (SAME == bandit("single", alike=True)).all()  # clipping does nothing for twins
 near(STEP["soft"][999], 1 - 0.995**1000, 1e-9), near(half_life, 139, 0)
