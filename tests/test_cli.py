@@ -934,11 +934,12 @@ def test_tensorboard_writes_events_or_names_its_package(call):
 
 
 def test_readme_names_flags_that_exist(place, capsys):
-    """Catches a flag that README names and that does not exist, and a field without a flag."""
+    """Catches a flag that a README names and that does not exist, and a field without a flag."""
     assert sac.main(["--help"]) == 0
     page = capsys.readouterr().out
-    readme = SCRIPT.with_name("README.md").read_text(encoding="utf-8").splitlines()
-    tools = r"\b(pip|ruff|pytest|jupyter|(benchmarks|tests)/\w+\.py) |#SBATCH "
+    files = [SCRIPT.parent / name for name in ("README.md", "benchmarks/README.md")]
+    readme = [x for file in files for x in file.read_text(encoding="utf-8").splitlines()]
+    tools = r"\b(git|pip|ruff|pytest|jupyter|(benchmarks|tests)/\w+\.py) |#SBATCH "
     others = re.compile(tools)  # their flags are theirs
     readme = "\n".join(line for line in readme if not others.search(line))
     named = [set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) for text in (readme, page)]
