@@ -25,12 +25,12 @@ alpha (temperature: how much reward one nat of entropy is worth); gamma (discoun
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
 Differences from the paper, and why. In parentheses: the HalfCheetah-v4 return after 100,000 steps
-with that difference undone (mean +- sd, three runs). With all of them, it is 6,194 +- 498 (eight
-runs); gaps below 1,200 may be chance.
+without that change (mean +- sd, three runs). With every change: 6,194 +- 498 (eight runs). A gap
+below 1,000 may be chance.
 - All learning rates are 1e-3, not 3e-4: the critics then follow their targets faster (critics at
   3e-4: 4,761 +- 547). For policy and temperature, the gain is unclear (both at 3e-4: 6,017 +-
   656, eight runs). On Hopper-v4, 3e-4 gave 956 +- 247 (three runs), 1e-3 1,841 +- 703 (six).
-- Learning starts after 5,000 random actions: early batches are diverse (after 1,000: 5,809 +- 202).
+- Learning starts after 5,000 random actions: early batches are diverse (with 1,000: 5,809 +- 202).
 - log_std is clamped softly, since a hard clamp has zero gradient outside (6,314 +- 691).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
@@ -78,10 +78,10 @@ class Config:
     log_every: int = 500  # steps between rows of progress.csv
     eval_every: int = 5_000  # steps between evaluations
     eval_episodes: int = 10  # episodes per evaluation, of at most 10,000 steps each
-    save_every: int = 50_000  # steps between saves, roughly: each waits for an episode to end
+    save_every: int = 50_000  # approximate steps between saves (each waits for an episode's end)
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 0  # CPU threads; 0: automatic (1, or up to 4 if clearly faster)
-    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if still float32
+    threads: int = 0  # CPU threads; 0 picks 1, or up to 4 if clearly faster
+    matmul_precision: str = "auto"  # highest, high or medium; auto: medium where exact
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -107,7 +107,7 @@ def squash(u, mean, log_std):
     the equivalent 4 e^-2u / (1 + e^-2u)^2: its logarithm and gradient are accurate for every u.
     """
     log_normal = -0.5 * ((u - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
-    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # (...,A)
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # its logarithm (...,A)
     return torch.tanh(u), (log_normal - log_slope).sum(-1)
 
 class Actor(nn.Module):
@@ -159,8 +159,8 @@ class TwinCritic(nn.Module):
 
 # 4. SAC: optimiser, losses, update
 class Adam:
-    """Adam (Kingma and Ba 2015). It takes the same steps as torch.optim.Adam(fused=True), but does
-    not import torch's compiler, which would cost a second and 70 MB."""
+    """Adam (Kingma and Ba 2015): the same steps as torch.optim.Adam(fused=True), but without the
+    import of torch's compiler, which costs a second and 70 MB."""
     def __init__(self, weights, lr):
         self.weights, self.lr = list(weights), lr
         self.means = [torch.zeros_like(w) for w in self.weights]  # running means of the gradients
@@ -170,7 +170,7 @@ class Adam:
     @torch.no_grad()
     def descend(self, loss):
         """One Adam step on the loss; only this optimiser's weights change."""
-        gradients = torch.autograd.grad(loss, self.weights)  # backward() would fill others' .grad
+        gradients = torch.autograd.grad(loss, self.weights)  # backward() would fill other .grad
         adam(self.weights, gradients, self.means, self.squares, max_exp_avg_sqs=[],
              state_steps=self.steps, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
              amsgrad=False, maximize=False, fused=True)  # fused: one call for all weights
@@ -195,7 +195,7 @@ class SAC:
     def __init__(self, obs_dim, action_dim, config):
         self.obs_dim, self.action_dim, self.config = obs_dim, action_dim, config
         self.generator = torch.Generator(config.device).manual_seed(config.seed + 1000)  # for noise
-        with torch.random.fork_rng(devices=[]):  # leaves the global generator as it was
+        with torch.random.fork_rng(devices=[]):  # leaves the global generator alone
             torch.default_generator.manual_seed(config.seed)
             self.actor = Actor(obs_dim, action_dim, config.hidden, self.generator).to(config.device)
             self.critic = self.make_critic().to(config.device)
@@ -203,8 +203,8 @@ class SAC:
 
         alpha = torch.tensor(1.0 if config.alpha is None else config.alpha, device=config.device)
         self.log_alpha = alpha.log().requires_grad_()  # log 0 = -inf is fine: exp gives 0
-        wanted = config.target_entropy
-        self.target_entropy = -float(action_dim) if wanted is None else wanted
+        target = config.target_entropy
+        self.target_entropy = -float(action_dim) if target is None else target
 
         self.critic_optimizer = Adam(self.critic.parameters(), config.critic_lr)
         self.actor_optimizer = Adam(self.actor.parameters(), config.actor_lr)
@@ -251,7 +251,7 @@ class SAC:
         y = self.td_target(batch)  # (B,) or (2,B)
         q = self.critic(batch.obs, batch.action)  # (2,B)
         self.q_mean = q.detach().mean()  # `update` logs it
-        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # expand_as rejects q (2,B,1)
+        return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # expand_as catches q (2,B,1)
 
     def actor_loss(self, obs):
         """J_pi = E[alpha log pi(a|s) - Q(s,a)], a scalar (Eqs. 7 and 9), and log_prob (B,)."""
@@ -313,7 +313,7 @@ class ReplayBuffer:
     """The last `capacity` transitions, each a row of one array, so that a batch is one lookup."""
     def __init__(self, obs_dim, action_dim, capacity, seed, device="cpu"):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
-        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # takes RAM as it fills
+        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # uses RAM as it fills
         self.generator = torch.Generator(device).manual_seed(seed)
         self.added = 0
 
@@ -334,12 +334,12 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # else all rows are saved
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice saves all rows
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
         self.added = state["added"]
-        if not state["rows"].is_contiguous():  # forged rows can be far larger than their file
+        if not state["rows"].is_contiguous():  # forged strides could claim huge memory
             raise ValueError("the saved replay buffer is not contiguous: was it altered?")
         self.rows[: len(self)] = state["rows"].view(len(self), sum(self.widths))
         self.generator.set_state(state["generator"])
@@ -379,6 +379,7 @@ class Run:
             self.save(path)
 
     def __iter__(self):
+        self.ending = False  # also when iterated again
         try:
             while True:
                 row = self.report()  # comes first: a resumed run may owe a row
@@ -469,7 +470,7 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """Saves when due, at an episode's end or LONGEST steps late; else writes the new row."""
+        """Saves if due, waiting at most LONGEST steps for an episode's end; else writes the row."""
         patience = 0 if self.between_episodes else LONGEST
         try:
             if self.step - self.saved_at >= self.config.save_every + patience:
@@ -487,7 +488,7 @@ class Run:
             raise UsageError(f"{name} has files in it: use another folder, or --resume {name}")
         learned = [*self.agent.actor.parameters(), *self.agent.critic.parameters()]
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # also if it fails: no retry at every step
+        self.folder, self.saved_at = path, self.step  # even on failure: no retry at every step
         path.mkdir(parents=True, exist_ok=True)
         generator = getattr(self.env.np_random, "bit_generator", None)
         state = {
@@ -502,15 +503,15 @@ class Run:
     @classmethod
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
-        On the same machine, it continues bit for bit as if it had never stopped, provided that the
-        environment carries only np_random over to the next episode. It warns if it may differ."""
+        On the same machine, it continues bit for bit as if it had never stopped, if np_random is
+        all that the environment keeps between episodes. It warns if the run may differ."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
         config = replace(state["config"], **changes)
         for name, saved in asdict(state["config"]).items():
             if name not in MAY_CHANGE and getattr(config, name) != saved:
-                raise UsageError(f"{folder} has {name} {saved}; to change it, start a new run")
+                raise UsageError(f"{folder} uses {name} {saved}; to change it, start a new run")
         steps_done = state.get("step")
         if type(steps_done) is not int or not 0 <= steps_done <= config.steps:
             raise UsageError(f"{folder} has already done {steps_done} steps: raise --steps")
@@ -518,9 +519,9 @@ class Run:
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
             run.step = steps_done
-            run.history = [row for row in state["history"]  # drops a last row with no evaluation
+            run.history = [row for row in state["history"]  # after lowering --steps
                            if row["step"] < config.steps or row["eval_step"] == row["step"]]
-            run.row = {x: state["row"][x] for x in (*COLUMNS, *state["row"])}  # all or KeyError
+            run.row = {x: state["row"][x] for x in (*COLUMNS, *state["row"])}  # KeyError if missing
             run.agent.load_state_dict(state["agent"])
             run.buffer.load_state_dict(state["buffer"])
             run.rng.bit_generator.state = state["rng"]
@@ -531,7 +532,8 @@ class Run:
             reasons = [f"different {name}" for name in now if now[name] != old.get(name)]
             if not state["env_rng"]:
                 reasons.append("the environment's np_random is not a NumPy Generator")
-            if not state["between_episodes"]:
+            run.between_episodes = state["between_episodes"]
+            if not run.between_episodes:
                 reasons.append("saved inside an episode, so a new one begins")
         run.folder, run.saved_at = path, run.step
         if reasons:
@@ -552,7 +554,7 @@ def evaluate(agent, env, episodes, seed):
 
 # 7. Variants: SAC with one idea changed or removed
 class SingleQ(SAC):
-    """Only the first critic counts, as in DDPG: expect Q to overestimate the return."""
+    """Uses only the first of both critics, as in DDPG: expect Q to overestimate the return."""
     def combine(self, q):
         return q[0]
 
@@ -562,13 +564,13 @@ class MeanQ(SAC):
         return q.mean(0)
 
 class DoubleQ(MeanQ):
-    """Each learns from the other's target (van Hasselt 2010); the actor uses their mean."""
+    """Critics learn from each other's targets (van Hasselt 2010); the actor uses their mean."""
     def next_value(self, next_obs):
         next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
         return self.target_critic(next_obs, next_action).flip(0) - self.alpha * log_prob  # (2,B)
 
 class Reinforce(SAC):
-    """Score-function gradient (Williams 1992) with --actor-samples, no baseline: noisy."""
+    """Score-function gradient (Williams 1992), no baseline: noisy. Takes --actor-samples."""
     def actor_loss(self, obs):
         """A loss with the expected gradient of J_pi (ignore its value), and log_prob."""
         obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O), K actions per state
@@ -585,7 +587,7 @@ class HardTarget(SAC):
             blend(self.target_critic, self.critic, 1.0)
 
 class NoEntropy(SAC):
-    """alpha = 0, no entropy bonus: expect the noise to vanish, often too early."""
+    """alpha = 0, no entropy bonus: expect exploration to die out, often too soon."""
     def __init__(self, obs_dim, action_dim, config):
         super().__init__(obs_dim, action_dim, replace(config, alpha=0.0))
 
@@ -649,8 +651,8 @@ def make_env(env, render_mode=None):
     """Makes an environment with flat observations and actions in [-1,1]. UsageError if unfit."""
     name = getattr(env, "__name__", env)
     if isinstance(env, str) and not re.search(r"-v\d+$", env):
-        raise UsageError(f"{env} is not a full id like Hopper-v4 (if it is a Python function: "
-                         f"sac.Run.load(folder, env={env}))")
+        raise UsageError(f"{env} is not a full id like Hopper-v4 (a run of a Python "
+                         f"function needs sac.Run.load(folder, env={env}))")
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode == "rgb_array" and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
@@ -664,8 +666,8 @@ def make_env(env, render_mode=None):
             raise ValueError(f"it has no render_mode {render_mode}")
         box, obs_shape = env.action_space, env.observation_space.shape or ()
         env = gym.wrappers.DtypeObservation(gym.wrappers.FlattenObservation(env), np.float32)
-    floats = isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and box.low.size > 0
-    if not floats or not box.is_bounded() or (box.low >= box.high).any():
+    continuous = isinstance(box, gym.spaces.Box) and box.dtype.kind == "f" and box.low.size > 0
+    if not continuous or not box.is_bounded() or (box.low >= box.high).any():
         raise UsageError(f"{name}: actions must be continuous, with finite low < high, not {box}")
     if len(obs_shape) > 2:
         raise UsageError(f"{name} has image observations; these networks take flat vectors")
@@ -712,7 +714,7 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    torch.set_float32_matmul_precision("medium")  # try it: some CPUs are faster, others round
+    torch.set_float32_matmul_precision("medium")  # faster on some CPUs; others round to bfloat16
     a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # GPUs may round
     auto = "medium" if exact else "highest"
@@ -722,17 +724,17 @@ def configure_torch(config):
         torch.set_num_threads(threads)
         return timeit.timeit(lambda: a @ a, number=300)
 
-    several = min(torch.get_num_threads(), 4)  # clear gain only: others may need the cores
+    several = min(torch.get_num_threads(), 4)  # if clearly faster: others may need the cores
     threads = config.threads or (several if seconds(several) < 0.8 * seconds(1) else 1)
     torch.set_num_threads(threads)
-    torch.empty(7_900_000)  # freeing this makes glibc reuse blocks up to 32 MB: 20% faster
+    torch.empty(7_900_000)  # freed, it makes glibc keep blocks of up to 32 MB: 20% faster
     return replace(config, threads=threads)
 
 # 9. Checkpoints
 SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # checksum of the running code
 
 def versions():
-    """Whatever else affects a run's numbers, except the hardware."""
+    """What affects a run's numbers besides its config and the hardware."""
     packages = {name: str(sys.modules[name].__version__)
                 for name in ("torch", "gymnasium", "numpy", "mujoco") if name in sys.modules}
     return {**packages, "python": sys.version.split()[0], "sac.py": SOURCE,
@@ -744,7 +746,7 @@ def write(path, content):
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # x: never writes through a link
+        with open(temporary, "xb") as file:  # x: refuses an existing link
             content(file)
             file.flush()
             os.fsync(file.fileno())
@@ -775,17 +777,17 @@ PANELS = {"eval_return": "evaluation return", "q_mean": "mean Q of a batch",
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito palette
 
 def write_reports(run, picture=False):
-    """Writes config.json and progress.csv, which --plot reads, and, if asked, the curves."""
+    """Writes config.json and progress.csv for --plot and, if asked, learning_curve.png."""
     about = json.dumps({"config": asdict(run.config), "versions": versions()}, indent=2)
     write(run.folder / "config.json", lambda file: file.write(f"{about}\n".encode()))
     table = [[row.get(name, math.nan) for name in run.row] for row in run.history]
     write(run.folder / "progress.csv", lambda file: np.savetxt(
         file, table, "%.10g", ",", header=",".join(run.row), comments=""))
     if picture and run.history:
-        write(run.folder / "learning_curve.png", plot_runs([run]).savefig)
+        write(run.folder / "learning_curve.png", lambda file: plot_runs([run]).savefig(file))
 
 def read_reports(run):
-    """The Config and the rows of a Run, or of a run's folder. UsageError if it is none."""
+    """The Config and the rows of a Run, or of a run's folder. UsageError if it is neither."""
     if isinstance(run, Run):
         return run.config, run.history
     with refusing(f"{run} is not the folder of a run"):
@@ -797,13 +799,13 @@ def plot_runs(runs):
     """A matplotlib Figure of Runs or their folders: for each setting, mean and range over seeds."""
     from matplotlib.figure import Figure  # pyplot would take a second to import
     read = [(run, *read_reports(run)) for run in runs]
-    names = [x for x in Config.__annotations__ if x not in ("seed", *LOG_SETTINGS, *MAY_CHANGE)
-             and len({getattr(config, x) for _, config, _ in read}) > 1]
+    differing = [x for x in Config.__annotations__ if x not in ("seed", *LOG_SETTINGS, *MAY_CHANGE)
+                 and len({getattr(config, x) for _, config, _ in read}) > 1]
     groups = {}  # label -> seed -> rows
     for run, config, rows in read:
-        label = ", ".join(f"{x} {getattr(config, x)}" for x in names or ("env", "variant"))
-        unset = "alpha 0.0" if issubclass(VARIANTS[config.variant], NoEntropy) else "alpha learned"
-        label = label.replace("alpha None", unset)
+        label = ", ".join(f"{x} {getattr(config, x)}" for x in differing or ("env", "variant"))
+        alpha = "alpha 0.0" if issubclass(VARIANTS[config.variant], NoEntropy) else "alpha learned"
+        label = label.replace("alpha None", alpha)
         if config.seed in groups.get(label, {}):  # the same settings and seed: keep them apart
             label = f"{label}, {run}"
         if len(rows):
@@ -836,7 +838,7 @@ def plot_runs(runs):
     return figure
 
 def open_run(flags, out=None, resume=None):
-    """The Run to train: new, or loaded from `resume` ("": the run with these flags, if any)."""
+    """The Run to train: new, or from the folder `resume` ("": the run with these flags, if any)."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     if resume:
@@ -851,7 +853,7 @@ def open_run(flags, out=None, resume=None):
         if resume == "" and (folder / "checkpoint.pt").exists():  # --resume without DIR
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
-                flags.update(steps=config.steps, stop_at=config.stop_at)  # their defaults, too
+                flags.update(steps=config.steps, stop_at=config.stop_at)  # defaults too
                 return open_run(flags, resume=folder)
         if out:
             return Run(configure_torch(config), folder=folder)
@@ -887,7 +889,7 @@ def stop_on_signals(run):
         run.stopping = number
         endless = getattr(run.env.spec, "max_episode_steps", None) is None
         if hasattr(signal, "alarm") and (number != signal.SIGINT or endless):
-            signal.alarm(7)  # after 7 s, SIGALRM is the second: saved within 10 s
+            signal.alarm(7)  # SIGALRM then counts as the second: saved within 10 s
         with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
             print("\nstopping at the end of the episode; repeat to stop now", flush=True)
 
@@ -1004,13 +1006,13 @@ def parse(argv):
     add = parser.add_argument_group("files").add_argument
     add("--out", metavar="DIR", help="folder for the run (runs/ENV/VARIANT-seedN, then -2, -3)")
     add("--resume", metavar="DIR", nargs="?", const="",
-        help="resume this run; without DIR, the run with these flags, or else a new one")
+        help="resume DIR; without DIR, resume the run with these flags, or start it")
     add("--tensorboard", action="store_true", help="also write TensorBoard event files")
     add("--plot", metavar="DIR", nargs="+", action="extend", help="plot runs together (--out FILE)")
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
     add("--episodes", metavar="X", help="episodes to --play (10)")
     add("--render", action="store_const", const="human", help="with --play: show it in a window")
-    add("--video", metavar="FILE", help="film the start of --play's first episode (.gif or .webp)")
+    add("--video", metavar="FILE", help="with --play: film the first episode (.gif or .webp)")
     return vars(parser.parse_args(argv))
 
 def main(argv=None):

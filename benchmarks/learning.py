@@ -40,6 +40,8 @@ import sac
 
 RESULTS = Path(__file__).parent / "results"
 LAST = 3  # evaluations that a number in the table averages
+# The runs of results/ with today's defaults, which the leaderboard compares with
+DEFAULTS = ("halfcheetah-sac", "leaderboard-actor-and-temperature-at-1e-3-not-3e-4-*")
 # 97.5% quantiles of Student's t, by the number of seeds
 T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 # SAC's mean and sample sd over ten seeds, from results/raw/sac_mujoco of SimbaV2's repository:
@@ -155,8 +157,10 @@ def figure(name, sources):
 
     groups = by_setting(sources)
     envs = list(dict.fromkeys(name.split(",")[0] for name in groups))
-    picture = Figure(figsize=(6 * len(envs), 4.5), layout="constrained")
-    for panel, env in zip(picture.subplots(1, len(envs), squeeze=False)[0], envs):
+    columns = len(envs) if len(envs) < 4 else 2
+    lines = -(-len(envs) // columns)
+    picture = Figure(figsize=(6 * columns, 4.5 * lines), layout="constrained")
+    for panel, env in zip(picture.subplots(lines, columns, squeeze=False).flat, envs):
         panel.set_prop_cycle(color=sac.COLOURS)
         here = {label: label.split(", ")[1:] for label in groups if label.split(",")[0] == env}
         shared = set.intersection(*map(set, here.values())) if len(here) > 1 else set()
@@ -184,7 +188,7 @@ def figure(name, sources):
         if known:
             means = [mean for mean, _ in known.values()]
             half = [T95[10] * sd / np.sqrt(10) for _, sd in known.values()]
-            words = "SAC of SimbaV2: mean of 10 seeds, 95% interval"
+            words = "published SAC: mean of 10 seeds, 95% interval"
             style = "kx--" if len(known) > 1 else "kx"
             panel.errorbar(list(known), means, half, fmt=style, label=words)
         panel.set(
@@ -220,8 +224,20 @@ def keep(name, folders, until):
     figure(name, copies)
 
 
+def gap(means, usual):
+    """How far two means over seeds are apart, and, in brackets, that in standard errors."""
+    a, b = ([*x.values()] for x in (means, usual))
+    apart = np.mean(a) - np.mean(b)
+    return f"{apart:+,.0f} ({abs(apart) / np.hypot(error(a), error(b)):.1f})"
+
+
+def error(numbers):
+    return np.std(numbers, ddof=1) / np.sqrt(len(numbers))
+
+
 def enter(change, sources, lines, commit):
-    """Adds a line to the leaderboard: HalfCheetah-v4 at 100,000 steps, best mean first."""
+    """Adds a line to the leaderboard: HalfCheetah-v4 at 100,000 steps, best mean first; with its
+    distance from the defaults on all their seeds and on the same seeds (standard errors)."""
     runs = [read(source) for source in sources]
     if any(c["env"] != "HalfCheetah-v4" or max(x) < 100_000 for c, x in runs):
         sys.exit("the leaderboard takes runs of HalfCheetah-v4 with 100,000 steps")
@@ -231,16 +247,20 @@ def enter(change, sources, lines, commit):
         sys.exit("these runs have different settings")
     if len({config["seed"] for config, _ in runs}) < len(runs):
         sys.exit("two of these runs have the same seed")
-    means = [last_mean(x, 100_000) for _, x in runs]
-    seeds = ", ".join(str(config["seed"]) for config, _ in runs)
-    row = f"| {change} | {lines} | {seeds} | {spread(means)} | {commit} |"
+    means = {config["seed"]: last_mean(x, 100_000) for config, x in runs}
+    kept = [read(path) for name in DEFAULTS for path in RESULTS.glob(f"{name}-seed*.csv")]
+    usual = {config["seed"]: last_mean(x, 100_000) for config, x in kept}
+    same = {seed: usual[seed] for seed in means if seed in usual}
+    cells = [change, ", ".join(map(str, means)), spread([*means.values()]),
+             gap(means, usual), gap(means, same), str(lines), commit]  # fmt: skip
+    row = f"| {' | '.join(cells)} |"
     page = RESULTS.parent / "README.md"
     head, board, rest = re.split(
         r"(?<=<!-- leaderboard -->\n)|\n(?=<!-- end -->)", page.read_text()
     )
     title, rule, *rows = board.split("\n")
     rows.append(row)
-    rows.sort(key=lambda x: -float(x.split("|")[4].split("±")[0].replace(",", "")))
+    rows.sort(key=lambda x: -float(x.split("|")[3].split("±")[0].replace(",", "")))
     page.write_text(head + "\n".join([title, rule, *rows]) + "\n" + rest)
     print(row)
 
@@ -335,10 +355,8 @@ def bias(config):
 
 
 def bias_figure(name, files):
-    """Draws results/NAME-q.png, a line style for each seed, keeps the CSVs, and prints a table.
-
-    Top: predicted Q and observed soft return, one panel a variant; bottom: their evaluations.
-    """
+    """Draws results/NAME-q.png: predicted Q and observed soft return, one panel a variant and one
+    line style a seed; keeps the CSVs, and prints a table."""
     from matplotlib.figure import Figure
 
     groups = {}
@@ -348,28 +366,25 @@ def bias_figure(name, files):
     print("|---|---|---|---|---|")
     for file in map(Path, files):
         for kept in (file, file.with_suffix(".json")):
-            if kept.exists():  # an early run has no .json
+            if kept.exists() and kept.resolve().parent != RESULTS.resolve():  # early: no .json
                 shutil.copy(kept, RESULTS / f"{name}-q-{kept.name}")
         table = np.genfromtxt(file, delimiter=",", names=True)
         means = (f"{table[column][-5:].mean():.0f}" for column in ("q", "realised", "eval_return"))
         print(f"| {file.stem} | {table['step'][-1]:,.0f} |", " | ".join(means), "|")
-        groups.setdefault(file.stem.rsplit("-seed", 1)[0], []).append(table)
-    figure = Figure(figsize=(4.2 * len(groups), 6.4), layout="constrained")
-    panels = figure.subplots(2, len(groups), sharex=True, sharey="row", squeeze=False).T
-    for (top, bottom), (label, runs) in zip(panels, groups.items()):
+        variant = re.sub(r".*-v\d+-|-seed\d+$", "", file.stem)
+        groups.setdefault(variant, []).append(table)
+    figure = Figure(figsize=(4 * len(groups), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for panel, (label, runs) in zip(panels, groups.items()):
         for i, run in enumerate(runs):
             style = ("-", "--", ":")[i % 3]
-            top.plot(run["step"], run["q"], style, color=sac.COLOURS[4])
-            top.plot(run["step"], run["realised"], style, color=sac.COLOURS[0])
-            bottom.plot(run["step"], run["eval_return"], style, color="black")
-        top.set_title(f"{label} (n = {len(runs)})")
-        bottom.set_xlabel("environment steps")
-        for panel in (top, bottom):
-            panel.grid(alpha=0.3)
-    orange, blue = panels[0, 0].lines[:2]
-    panels[0, 0].legend((orange, blue), ("predicted Q", "observed soft return"))
-    panels[0, 0].set_ylabel("discounted")
-    panels[0, 1].set_ylabel("evaluation return")
+            panel.plot(run["step"], run["q"], style, color=sac.COLOURS[4])
+            panel.plot(run["step"], run["realised"], style, color=sac.COLOURS[0])
+        panel.set(title=label, xlabel="environment steps")
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+        panel.grid(alpha=0.3)
+    panels[0].legend(panels[0].lines[:2], ("predicted Q", "observed soft return"))
+    panels[0].set_ylabel("a line style for each seed")
     figure.savefig(RESULTS / f"{name}-q.png")
 
 

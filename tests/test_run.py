@@ -480,6 +480,9 @@ def test_a_run_saved_inside_an_episode_says_so_and_begins_a_new_one(tmp_path):
     run.save(tmp_path / "run")
     with pytest.warns(UserWarning, match="episode"):
         again = sac.Run.load(tmp_path / "run", env=Clock)
+    again.save(tmp_path / "copy")  # no step later
+    with pytest.warns(UserWarning, match="inside an episode"):
+        sac.Run.load(tmp_path / "copy", env=Clock)
     list(again)
     batch = again.buffer.sample(4000)
     assert torch.equal(batch.next_obs, batch.obs + 1)
@@ -983,3 +986,14 @@ def test_a_signal_also_stops_a_run_whose_environment_is_a_function():
         signal.raise_signal(signal.SIGTERM)
         assert len(list(run)) == 0 and run.stopping == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before and signal.alarm(0) == 0
+
+
+def test_a_signal_also_stops_a_run_that_is_iterated_again():
+    """Catches a second loop that takes every signal for one during the last save."""
+    run = sac.Run(sac.Config(steps=300, warmup=300, hidden=8, log_every=100), env=Clock)
+    for _ in run:
+        break
+    with sac.stop_on_signals(run):
+        for _ in run:
+            signal.raise_signal(signal.SIGTERM)
+    assert run.step == 200 and run.stopping == signal.SIGTERM
