@@ -564,7 +564,7 @@ class MeanQ(SAC):
         return q.mean(0)
 
 class DoubleQ(MeanQ):
-    """Critics learn from each other's targets (van Hasselt 2010); the actor uses their mean."""
+    """Critics learn from each other's target (van Hasselt 2010); the actor uses their mean."""
     def next_value(self, next_obs):
         next_action, log_prob = self.actor.sample(next_obs)  # (B,A), (B,)
         return self.target_critic(next_obs, next_action).flip(0) - self.alpha * log_prob  # (2,B)
