@@ -715,14 +715,14 @@ def configure_torch(config):
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
     torch.set_float32_matmul_precision("medium")  # faster on some CPUs; others round to bfloat16
-    a = torch.linspace(-1, 1, 256 * 256).view(256, 256)
-    exact = config.device == "cpu" and (a @ torch.eye(256)).equal(a)  # GPUs may round
+    probe = torch.linspace(-1, 1, 256 * 256).view(256, 256)
+    exact = config.device == "cpu" and (probe @ torch.eye(256)).equal(probe)  # GPUs may round
     auto = "medium" if exact else "highest"
     torch.set_float32_matmul_precision(config.matmul_precision.replace("auto", auto))
 
     def seconds(threads):
         torch.set_num_threads(threads)
-        return timeit.timeit(lambda: a @ a, number=300)
+        return timeit.timeit(lambda: probe @ probe, number=300)
 
     several = min(torch.get_num_threads(), 4)  # if clearly faster: others may need the cores
     threads = config.threads or (several if seconds(several) < 0.8 * seconds(1) else 1)
