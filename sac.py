@@ -170,7 +170,7 @@ class Adam:
     @torch.no_grad()
     def descend(self, loss):
         """One Adam step on the loss; only this optimiser's weights change."""
-        gradients = torch.autograd.grad(loss, self.weights)  # backward() would fill other .grad
+        gradients = torch.autograd.grad(loss, self.weights)  # backward() would fill others' .grad
         adam(self.weights, gradients, self.means, self.squares, max_exp_avg_sqs=[],
              state_steps=self.steps, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
              amsgrad=False, maximize=False, fused=True)  # fused: one call for all weights

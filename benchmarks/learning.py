@@ -227,6 +227,8 @@ def keep(name, folders, until):
 def gap(means, usual):
     """How far two means over seeds are apart, and, in brackets, that in standard errors."""
     a, b = ([*x.values()] for x in (means, usual))
+    if min(len(a), len(b)) < 2:
+        return ""
     apart = np.mean(a) - np.mean(b)
     return f"{apart:+,.0f} ({abs(apart) / np.hypot(error(a), error(b)):.1f})"
 
