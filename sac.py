@@ -26,7 +26,7 @@ targets move per update). Shapes: B batch, O observation, A action; (2,B) has on
 
 Differences from the paper, and why. In parentheses: the HalfCheetah-v4 return after 100,000 steps
 without that change (mean +- sd, three runs). With every change: 6,194 +- 498 (eight runs). A gap
-below 1,000 may be chance.
+below about 1,000 may be chance.
 - All learning rates are 1e-3, not 3e-4: the critics then follow their targets faster (critics at
   3e-4: 4,761 +- 547). For policy and temperature, the gain is unclear (both at 3e-4: 6,017 +-
   656, eight runs). On Hopper-v4, 3e-4 gave 956 +- 247 (three runs), 1e-3 1,841 +- 703 (six).
