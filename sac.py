@@ -28,8 +28,8 @@ Differences from the paper, and why. In parentheses: the HalfCheetah-v4 return a
 without that change (mean +- sd, three runs). With every change: 6,194 +- 498 (eight runs). A gap
 below about 1,000 may be chance.
 - All learning rates are 1e-3, not 3e-4: the critics then follow their targets faster (critics at
-  3e-4: 4,761 +- 547). For policy and temperature, the gain is unclear (both at 3e-4: 6,017 +-
-  656, eight runs). On Hopper-v4, 3e-4 gave 956 +- 247 (three runs), 1e-3 1,841 +- 703 (six).
+  3e-4: 4,819 +- 648, six runs). For policy and temperature, the gain is unclear (both at 3e-4:
+  6,017 +- 656, eight runs; on Hopper-v4, 956 +- 247, three, against 1,841 +- 703, six).
 - Learning starts after 5,000 random actions: early batches are diverse (with 1,000: 5,809 +- 202).
 - log_std is clamped softly, since a hard clamp has zero gradient outside (6,314 +- 691).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
