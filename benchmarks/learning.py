@@ -230,11 +230,8 @@ def gap(means, usual):
     if min(len(a), len(b)) < 2:
         return ""
     apart = np.mean(a) - np.mean(b)
-    return f"{apart:+,.0f} ({abs(apart) / np.hypot(error(a), error(b)):.1f})"
-
-
-def error(numbers):
-    return np.std(numbers, ddof=1) / np.sqrt(len(numbers))
+    error = np.sqrt(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b))
+    return f"{apart:+,.0f} ({abs(apart) / error:.1f})"
 
 
 def enter(change, sources, lines, commit):
