@@ -24,18 +24,18 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the act
 alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
 targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
 
-Differences from the paper, and why. In parentheses: the HalfCheetah-v4 return after 100,000 steps
-without that change (mean +- sd, three runs). With every change: 6,194 +- 498 (eight runs). A gap
-below about 1,000 may be chance.
+Differences from the paper, and why. Here, HalfCheetah-v4 returns 6,194 +- 498 after 100,000 steps
+(mean +- sd, eight runs); in parentheses, what it returns without that one change (three runs,
+unless stated). A gap below about 1,000 may be chance.
 - All learning rates are 1e-3, not 3e-4: the critics then follow their targets faster (critics at
-  3e-4: 4,819 +- 648, six runs). For policy and temperature, the gain is unclear (both at 3e-4:
-  6,017 +- 656, eight runs; on Hopper-v4, 956 +- 247, three, against 1,841 +- 703, six).
+  3e-4: 4,819 +- 648, six runs). For policy and temperature, there is no clear gain (both at 3e-4:
+  6,017 +- 656, eight runs), except perhaps on Hopper-v4 (from 956 +- 247 to 1,841 +- 703).
 - Learning starts after 5,000 random actions: early batches are diverse (with 1,000: 5,809 +- 202).
 - log_std is clamped softly, since a hard clamp has zero gradient outside (6,314 +- 691).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
 - log alpha is learned, to keep alpha positive (alpha itself fell below 0 in 2 of 3 short runs).
-- Targets do not bootstrap from terminal states; the paper's equations do not cover these.
+- y does not bootstrap from terminal states; the paper's equations do not cover these.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -81,7 +81,7 @@ class Config:
     save_every: int = 50_000  # approximate steps between saves (each waits for an episode's end)
     device: str = "cpu"  # cpu, cuda or mps
     threads: int = 0  # CPU threads; 0 picks 1, or up to 4 if clearly faster
-    matmul_precision: str = "auto"  # highest, high or medium; auto: medium where exact
+    matmul_precision: str = "auto"  # highest, high or medium; auto: medium if just as exact
 
     def __post_init__(self):
         for name, kind in Config.__annotations__.items():  # converts text and numpy values
@@ -103,11 +103,11 @@ def squash(u, mean, log_std):
     """u (...,A) ~ N(mean, exp(log_std)^2) -> action tanh(u) (...,A) and its log-density (...).
 
     Change of variables: log pi(a) = log N(u) - log |da/du|, summed over A (Appendix C), where
-    da/du = 1 - tanh(u)^2. In float32, this slope rounds to 0 once |u| exceeds about 9, so we use
-    the equivalent 4 e^-2u / (1 + e^-2u)^2: its logarithm and gradient are accurate for every u.
+    da/du = 1 - tanh(u)^2. In float32, this rounds to 0 once |u| exceeds about 9, so we use the
+    equivalent 4 e^-2u / (1 + e^-2u)^2, whose logarithm is accurate for every u, as is its gradient.
     """
     log_normal = -0.5 * ((u - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
-    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # its logarithm (...,A)
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log |da/du| (...,A)
     return torch.tanh(u), (log_normal - log_slope).sum(-1)
 
 class Actor(nn.Module):
@@ -250,7 +250,7 @@ class SAC:
         """J_Q = 1/2 E[(Q_1 - y)^2] + 1/2 E[(Q_2 - y)^2], a scalar (Eq. 5)."""
         y = self.td_target(batch)  # (B,) or (2,B)
         q = self.critic(batch.obs, batch.action)  # (2,B)
-        self.q_mean = q.detach().mean()  # `update` logs it
+        self.q_mean = q.detach().mean()  # `update` logs it, so an override must set it too
         return 0.5 * ((q - y.expand_as(q)) ** 2).mean(1).sum()  # expand_as catches q (2,B,1)
 
     def actor_loss(self, obs):
@@ -349,7 +349,7 @@ class Run:
     """The training loop. Iterating yields a row (a dict) every `log_every` steps and at each
     evaluation; you can break out, and iterate again to continue. `env`, an id or a function that
     makes a new environment, overrides config.env. With a new or empty `folder`, the run is saved
-    there at once, about every `save_every` steps, and whenever the loop ends."""
+    there at once, about every `save_every` steps, and when the loop ends (but not after NaN)."""
     def __init__(self, config, env=None, folder=None):
         path = None if folder is None else Path(folder).absolute()  # env may call os.chdir
         env = env or config.env
@@ -382,7 +382,7 @@ class Run:
         self.ending = False  # also when iterated again
         try:
             while True:
-                row = self.report()  # comes first: a resumed run may owe a row
+                row = self.report()  # comes first: a resumed run may have a row left to report
                 if self.folder:
                     self.save_if_due(row)
                 if row:
@@ -470,7 +470,7 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """Saves if due, waiting at most LONGEST steps for an episode's end; else writes the row."""
+        """Saves if due, at an episode's end or LONGEST steps late; else writes the row."""
         patience = 0 if self.between_episodes else LONGEST
         try:
             if self.step - self.saved_at >= self.config.save_every + patience:
@@ -488,7 +488,7 @@ class Run:
             raise UsageError(f"{name} has files in it: use another folder, or --resume {name}")
         learned = [*self.agent.actor.parameters(), *self.agent.critic.parameters()]
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # even on failure: no retry at every step
+        self.folder, self.saved_at = path, self.step  # first: else a failure is retried each step
         path.mkdir(parents=True, exist_ok=True)
         generator = getattr(self.env.np_random, "bit_generator", None)
         state = {
@@ -503,8 +503,8 @@ class Run:
     @classmethod
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
-        On the same machine, it continues bit for bit as if it had never stopped, if np_random is
-        all that the environment keeps between episodes. It warns if the run may differ."""
+        On the same machine, the run continues bit for bit, provided that np_random is all the
+        environment keeps from one episode to the next. It warns if the run may differ."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
@@ -554,12 +554,12 @@ def evaluate(agent, env, episodes, seed):
 
 # 7. Variants: SAC with one idea changed or removed
 class SingleQ(SAC):
-    """Uses only the first of both critics, as in DDPG: expect Q to overestimate the return."""
+    """Uses only the first critic, as in DDPG: expect Q to overestimate the return."""
     def combine(self, q):
         return q[0]
 
 class MeanQ(SAC):
-    """The mean of both critics: less noisy than one, but overestimates more than the min."""
+    """Averages both critics: less noisy than one, but overestimates more than the min."""
     def combine(self, q):
         return q.mean(0)
 
@@ -572,7 +572,7 @@ class DoubleQ(MeanQ):
 class Reinforce(SAC):
     """Score-function gradient (Williams 1992), no baseline: noisy. Takes --actor-samples."""
     def actor_loss(self, obs):
-        """A loss with the expected gradient of J_pi (ignore its value), and log_prob."""
+        """A loss whose expected gradient is that of J_pi (its value means nothing); log_prob."""
         obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O), K actions per state
         mean, log_std = self.actor(obs)
         u = (mean + log_std.exp() * self.actor.noise(mean.shape)).detach()  # (K B,A)
@@ -651,8 +651,8 @@ def make_env(env, render_mode=None):
     """Makes an environment with flat observations and actions in [-1,1]. UsageError if unfit."""
     name = getattr(env, "__name__", env)
     if isinstance(env, str) and not re.search(r"-v\d+$", env):
-        raise UsageError(f"{env} is not a full id like Hopper-v4 (a run of a Python "
-                         f"function needs sac.Run.load(folder, env={env}))")
+        raise UsageError(f"{env} is not a full id like Hopper-v4 (if it is a Python function, "
+                         f"use sac.Run.load(folder, env={env}))")
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode == "rgb_array" and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
@@ -680,12 +680,12 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # steps before an evaluation cuts an episode short, or a due save stops waiting
+LONGEST = 10_000  # steps: an evaluation's episode, and a due save's wait, last no longer
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
 MAY_CHANGE = ("steps", "stop_at", "save_every", "threads")  # on --resume
-LOG_SETTINGS = ("log_every", "eval_every", "eval_episodes")  # do not affect what is learned
+LOG_SETTINGS = ("log_every", "eval_every", "eval_episodes")  # these do not affect learning
 LIMITS = {"variant": VARIANTS, "matmul_precision": ("auto", "highest", "high", "medium"),
           "device": ("cpu", "cuda", "mps"), "seed": (0, 2**32 - 1), "warmup": (0, 1e9),
           "threads": (0, 1024), "hidden": (1, 1e4), "gamma": (0, 1), "tau": (1e-9, 1),
@@ -714,7 +714,7 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    torch.set_float32_matmul_precision("medium")  # faster on some CPUs; others round to bfloat16
+    torch.set_float32_matmul_precision("medium")  # faster; but some CPUs round to bfloat16
     probe = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     exact = config.device == "cpu" and (probe @ torch.eye(256)).equal(probe)  # GPUs may round
     auto = "medium" if exact else "highest"
@@ -724,13 +724,14 @@ def configure_torch(config):
         torch.set_num_threads(threads)
         return timeit.timeit(lambda: probe @ probe, number=300)
 
-    several = min(torch.get_num_threads(), 4)  # if clearly faster: others may need the cores
+    several = min(torch.get_num_threads(), 4)  # only if clearly faster: others may need them
     threads = config.threads or (several if seconds(several) < 0.8 * seconds(1) else 1)
     torch.set_num_threads(threads)
-    torch.empty(7_900_000)  # freed, it makes glibc keep blocks of up to 32 MB: 20% faster
+    torch.empty(7_900_000)  # freeing it makes glibc reuse blocks of up to 32 MB: 20% faster
     return replace(config, threads=threads)
 
 # 9. Checkpoints
+NAME = Path(__file__).name  # sac.py, or what your copy is called
 SOURCE = f"{zlib.crc32(Path(__file__).read_bytes()):08x}"  # checksum of the running code
 
 def versions():
@@ -838,7 +839,7 @@ def plot_runs(runs):
     return figure
 
 def open_run(flags, out=None, resume=None):
-    """The Run to train: new, or from the folder `resume` ("": the run with these flags, if any)."""
+    """The Run to train: new, or from the folder `resume` ("": the one with these flags, if any)."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     if resume:
@@ -880,7 +881,7 @@ def progress(run, row, width):
 
 @contextlib.contextmanager
 def stop_on_signals(run):
-    """In this context, a signal stops the run when its episode ends; a second one, at once."""
+    """Within this block, a signal stops the run when its episode ends; a second, at once."""
     def stop(number, _):
         if run.ending:
             return  # already saving
@@ -932,15 +933,15 @@ def train(out=None, resume=None, tensorboard=False, **flags):
                     events.flush()
     finally:
         if not run.finished and run.folder:  # no folder after NaN
-            print(f"\nto continue:  python sac.py --resume {again}")
+            print(f"\nto continue:  python {NAME} --resume {again}")
     if not run.finished:
         return 128 + run.stopping
     goal = f", which reached --stop-at {c.stop_at:g}" if run.step < c.steps else ""
     print("final evaluation {:.1f} ({:.1f} to {:.1f})".format(*run.evaluation) + goal)
-    print(f"to watch it:  python sac.py --play {again} --render   (or --video FILE.gif)")
+    print(f"to watch it:  python {NAME} --play {again} --render   (or --video FILE.gif)")
 
 def play(play, env=None, threads=1, episodes=10, render=None, video=None):
-    """Plays a saved policy without noise, as in an evaluation, and can film the first episode."""
+    """Plays a saved policy without noise, as in an evaluation, and can film its start."""
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "").absolute(), (".gif", ".webp")
     episodes = check("episodes", int, episodes)
@@ -1012,13 +1013,13 @@ def parse(argv):
     add("--play", metavar="DIR", help="play the policy of a run and print the returns")
     add("--episodes", metavar="X", help="episodes to --play (10)")
     add("--render", action="store_const", const="human", help="with --play: show it in a window")
-    add("--video", metavar="FILE", help="with --play: film the first episode (.gif or .webp)")
+    add("--video", metavar="FILE", help="with --play: film the first ten seconds (.gif or .webp)")
     return vars(parser.parse_args(argv))
 
 def main(argv=None):
     """The command line. Exit codes: 0 done, 1 NaN, 2 usage/file/memory, 3 other, 128 + signal."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda text, *_: print(f"sac.py: {text}", file=sys.stderr)
+        warnings.showwarning = lambda text, *_: print(f"{NAME}: {text}", file=sys.stderr)
         try:
             given = parse(argv)
         except SystemExit as end:  # argparse exits after --help or a mistake
@@ -1038,11 +1039,11 @@ def main(argv=None):
             text = str(error) or repr(error)
         except BaseException as error:  # an environment may even call sys.exit()
             calls = traceback.extract_tb(error.__traceback__)
-            here = ", ".join(str(x.lineno) for x in calls if x.filename.endswith("sac.py"))
-            where = f"{calls[-1].filename}, line {calls[-1].lineno}, via lines {here} of sac.py"
+            here = ", ".join(str(x.lineno) for x in calls if x.filename.endswith(NAME))
+            where = f"{calls[-1].filename}, line {calls[-1].lineno}, via lines {here} of {NAME}"
             code, text = 3, f"{error!r} in {where}"
         with contextlib.suppress(OSError):
-            print("sac.py:", text.partition("\n")[0], file=sys.stderr)
+            print(f"{NAME}:", text.partition("\n")[0], file=sys.stderr)
         return code
 
 if __name__ == "__main__":

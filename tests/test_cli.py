@@ -343,6 +343,20 @@ def test_a_folder_with_spaces_is_quoted_where_a_command_is_told(call):
     assert shlex.split(told) == ["--play", "my run", "--env", "toys:Toy-v0"]
 
 
+def test_a_copy_of_the_script_tells_commands_that_run_the_copy(place):
+    """Catches a reader's copy with a variant of its own that is told to go on with sac.py, which
+    does not know that variant."""
+    text = SCRIPT.read_text(encoding="utf-8").replace('"ddpg": DDPG,', '"ddpg": DDPG, "mine": SAC,')
+    Path("my_sac.py").write_text(text, encoding="utf-8")
+    begin = [sys.executable, "my_sac.py", *map(str, SHORT), *TOY, "--variant", "mine"]
+    out = subprocess.run(
+        [*begin, "--out", "run"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "to watch it:  python my_sac.py --play run" in out
+    wrong = subprocess.run([*begin, "--tau", "2"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("my_sac.py: --tau must be")
+
+
 def test_a_folder_that_is_lost_is_told_at_each_save_alone(call, monkeypatch):
     """Catches training that ends with its folder, and one warning a step."""
     advance = sac.Run.advance
