@@ -804,7 +804,8 @@ def plot_runs(runs):
                  and len({getattr(config, x) for _, config, _ in read}) > 1]
     groups = {}  # label -> seed -> rows
     for run, config, rows in read:
-        label = ", ".join(f"{x} {getattr(config, x)}" for x in differing or ("env", "variant"))
+        label = ", ".join(f"{x} {getattr(config, x)}" for x in differing)
+        label = label or f"{config.variant} on {config.env}"
         alpha = "alpha 0.0" if issubclass(VARIANTS[config.variant], NoEntropy) else "alpha learned"
         label = label.replace("alpha None", alpha)
         if config.seed in groups.get(label, {}):  # the same settings and seed: keep them apart
