@@ -12,7 +12,7 @@ numbers refer to it. Algorithm 1, as implemented by `Run.advance` and `SAC.updat
     initialise the policy phi and two critics theta; copy the critics into the targets theta'
     for each environment step:
         a ~ pi(.|s)                                             act
-        s', r ~ p(.|s, a)                                       step
+        s', r, d ~ p(.|s, a)                                    step
         D <- D + (s, a, r, s', d)                               store
         for each gradient step, on a batch from D:              learn (with Adam)
             theta  <- theta - lr grad J_Q(theta)                    critics (Eq. 5)
@@ -20,22 +20,22 @@ numbers refer to it. Algorithm 1, as implemented by `Run.advance` and `SAC.updat
             log alpha <- log alpha - lr grad J(alpha)               temperature (Eq. 18)
             theta' <- tau theta + (1 - tau) theta'                  targets
 
-Symbols: s, a, r, s' (obs, action, reward, next_obs); d (terminated); u (the action before tanh);
-alpha (temperature: how much reward one nat of entropy is worth); gamma (discount); tau (how far the
-targets move per update). Shapes: B batch, O observation, A action; (2,B) has one row per critic.
+Symbols: s, a, r, s' (obs, action, reward, next_obs), d (terminated), D (replay buffer), u (action
+before tanh), alpha (temperature: how much reward one nat of entropy is worth), gamma (discount),
+tau (how far the targets move per update). Shapes: B batch, O observation, A action, 2 critics.
 
-Differences from the paper, and why. Here, HalfCheetah-v4 returns 6,194 +- 498 after 100,000 steps
-(mean +- sd, eight runs); in parentheses, what it returns without that one change (three runs,
+Differences from the paper, and why. After 100,000 steps of HalfCheetah-v4, the return is 6,194 +-
+498 (mean +- sd, eight runs). In parentheses is the return without that one change (three runs,
 unless stated). A gap below about 1,000 may be chance.
 - All learning rates are 1e-3, not 3e-4: the critics then follow their targets faster (critics at
   3e-4: 4,819 +- 648, six runs). For policy and temperature, there is no clear gain (both at 3e-4:
-  6,017 +- 656, eight runs), except perhaps on Hopper-v4 (from 956 +- 247 to 1,841 +- 703).
+  6,017 +- 656, eight runs), except perhaps on Hopper-v4 (956 +- 247; with it, 1,841 +- 703).
 - Learning starts after 5,000 random actions: early batches are diverse (with 1,000: 5,809 +- 202).
 - log_std is clamped softly, since a hard clamp has zero gradient outside (6,314 +- 691).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
 - log alpha is learned, to keep alpha positive (alpha itself fell below 0 in 2 of 3 short runs).
-- y does not bootstrap from terminal states; the paper's equations do not cover these.
+- The target y does not bootstrap from terminal states, which the paper's equations omit.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -139,7 +139,7 @@ class TwinLinear(nn.Module):
 
     def __init__(self, inputs, outputs):
         super().__init__()
-        layers = [nn.Linear(inputs, outputs) for _ in range(self.critics)]
+        layers = [nn.Linear(inputs, outputs) for _ in range(self.critics)]  # to initialise them
         self.weight = nn.Parameter(torch.stack([layer.weight.T for layer in layers]))  # (2,in,out)
         self.bias = nn.Parameter(torch.stack([layer.bias[None] for layer in layers]))  # (2,1,out)
 
@@ -159,8 +159,8 @@ class TwinCritic(nn.Module):
 
 # 4. SAC: optimiser, losses, update
 class Adam:
-    """Adam (Kingma and Ba 2015): the same steps as torch.optim.Adam(fused=True), but without the
-    import of torch's compiler, which costs a second and 70 MB."""
+    """Adam (Kingma and Ba 2015): the same steps as torch.optim.Adam(fused=True), but without
+    importing torch's compiler, which costs a second and 70 MB."""
     def __init__(self, weights, lr):
         self.weights, self.lr = list(weights), lr
         self.means = [torch.zeros_like(w) for w in self.weights]  # running means of the gradients
@@ -170,7 +170,7 @@ class Adam:
     @torch.no_grad()
     def descend(self, loss):
         """One Adam step on the loss; only this optimiser's weights change."""
-        gradients = torch.autograd.grad(loss, self.weights)  # backward() would fill others' .grad
+        gradients = torch.autograd.grad(loss, self.weights)  # backward() would fill every .grad
         adam(self.weights, gradients, self.means, self.squares, max_exp_avg_sqs=[],
              state_steps=self.steps, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
              amsgrad=False, maximize=False, fused=True)  # fused: one call for all weights
@@ -276,7 +276,7 @@ class SAC:
         self.actor_optimizer.descend(actor_loss)  # the critics' weights get no gradient
 
         alpha_loss = self.alpha_loss(log_prob)
-        if self.config.alpha is None:  # otherwise alpha is fixed
+        if self.config.alpha is None:  # otherwise alpha is fixed, and its loss only logged
             self.alpha_optimizer.descend(alpha_loss)
 
         self.updates += 1
@@ -334,7 +334,7 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, d.squeeze(1))
 
     def state_dict(self):
-        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # a slice saves all rows
+        filled = torch.from_numpy(self.rows[: len(self)].cpu().numpy())  # else all rows are saved
         return {"rows": filled, "added": self.added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
@@ -347,7 +347,7 @@ class ReplayBuffer:
 # 6. Run: the training loop
 class Run:
     """The training loop. Iterating yields a row (a dict) every `log_every` steps and at each
-    evaluation; you can break out, and iterate again to continue. `env`, an id or a function that
+    evaluation; break out and iterate again to continue. `env`, an id or a function that
     makes a new environment, overrides config.env. With a new or empty `folder`, the run is saved
     there at once, about every `save_every` steps, and when the loop ends (but not after NaN)."""
     def __init__(self, config, env=None, folder=None):
@@ -362,7 +362,7 @@ class Run:
         dims = self.env.observation_space.shape + self.env.action_space.shape  # (O, A)
         self.agent = VARIANTS[config.variant](*dims, config)
         capacity = min(config.buffer_size, config.steps)
-        # The environment uses the seed itself: offsets keep the random streams apart
+        # The environment gets the bare seed: offsets keep the other random streams apart
         with refusing("the replay buffer does not fit in memory: lower --buffer-size"):
             self.buffer = ReplayBuffer(*dims, capacity, config.seed + 2000, config.device)
         self.rng = np.random.default_rng(config.seed + 3000)  # for warm-up actions
@@ -470,7 +470,7 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """Saves if due, at an episode's end or LONGEST steps late; else writes the row."""
+        """Saves if due at an episode's end, or LONGEST steps late; else writes the row."""
         patience = 0 if self.between_episodes else LONGEST
         try:
             if self.step - self.saved_at >= self.config.save_every + patience:
@@ -488,7 +488,7 @@ class Run:
             raise UsageError(f"{name} has files in it: use another folder, or --resume {name}")
         learned = [*self.agent.actor.parameters(), *self.agent.critic.parameters()]
         self.check_finite(weights=sum(x.detach().sum() for x in learned))
-        self.folder, self.saved_at = path, self.step  # first: else a failure is retried each step
+        self.folder, self.saved_at = path, self.step  # first, or a failure is retried each step
         path.mkdir(parents=True, exist_ok=True)
         generator = getattr(self.env.np_random, "bit_generator", None)
         state = {
@@ -519,7 +519,7 @@ class Run:
         run = cls(config, env)
         with refusing(f"{folder} is not compatible with this sac.py"):
             run.step = steps_done
-            run.history = [row for row in state["history"]  # after lowering --steps
+            run.history = [row for row in state["history"]  # a last row needs an evaluation
                            if row["step"] < config.steps or row["eval_step"] == row["step"]]
             run.row = {x: state["row"][x] for x in (*COLUMNS, *state["row"])}  # KeyError if missing
             run.agent.load_state_dict(state["agent"])
@@ -572,7 +572,7 @@ class DoubleQ(MeanQ):
 class Reinforce(SAC):
     """Score-function gradient (Williams 1992), no baseline: noisy. Takes --actor-samples."""
     def actor_loss(self, obs):
-        """A loss whose expected gradient is that of J_pi (its value means nothing); log_prob."""
+        """A loss whose expected gradient is J_pi's (its value means nothing), and log_prob."""
         obs = obs.repeat(self.config.actor_samples, 1)  # (K B,O), K actions per state
         mean, log_std = self.actor(obs)
         u = (mean + log_std.exp() * self.actor.noise(mean.shape)).detach()  # (K B,A)
@@ -680,7 +680,7 @@ def make_env(env, render_mode=None):
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r, np.float64).item())
     return gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1, 1, (box.low.size,)))
 
-LONGEST = 10_000  # steps: an evaluation's episode, and a due save's wait, last no longer
+LONGEST = 10_000  # steps: the longest episode of an evaluation, and the longest a due save waits
 COLUMNS = """step episodes train_return train_length eval_step eval_return eval_min eval_max
     critic_loss actor_loss alpha_loss alpha entropy target_entropy q_mean steps_per_second
     seconds""".split()
@@ -840,7 +840,7 @@ def plot_runs(runs):
     return figure
 
 def open_run(flags, out=None, resume=None):
-    """The Run to train: new, or from the folder `resume` ("": the one with these flags, if any)."""
+    """The Run to train: new, or saved in the folder `resume` ("": where these flags saved one)."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     if resume:
@@ -892,7 +892,7 @@ def stop_on_signals(run):
         endless = getattr(run.env.spec, "max_episode_steps", None) is None
         if hasattr(signal, "alarm") and (number != signal.SIGINT or endless):
             signal.alarm(7)  # SIGALRM then counts as the second: saved within 10 s
-        with contextlib.suppress(OSError, RuntimeError):  # it may have interrupted a print
+        with contextlib.suppress(OSError, RuntimeError):  # the signal may come mid-print
             print("\nstopping at the end of the episode; repeat to stop now", flush=True)
 
     caught = [x for x in signal.Signals if x.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
@@ -942,7 +942,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     print(f"to watch it:  python {NAME} --play {again} --render   (or --video FILE.gif)")
 
 def play(play, env=None, threads=1, episodes=10, render=None, video=None):
-    """Plays a saved policy without noise, as in an evaluation, and can film its start."""
+    """Plays the policy saved in the folder `play`, without noise, and can film its start."""
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "").absolute(), (".gif", ".webp")
     episodes = check("episodes", int, episodes)
@@ -950,7 +950,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
         raise UsageError("give --render or --video, not both")
     if video and (film.exists() or film.suffix not in kinds or not film.parent.is_dir()):
         raise UsageError(f"--video needs a new .gif or .webp in an existing folder, not {video}")
-    if render and sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}:
+    if render and sys.platform == "linux" and {"DISPLAY", "WAYLAND_DISPLAY"}.isdisjoint(os.environ):
         raise UsageError("--render needs a display; --video FILE.gif does not")
     state = read_checkpoint(play, env)
     config = configure_torch(replace(state["config"], device="cpu", threads=threads))
@@ -986,7 +986,7 @@ def play(play, env=None, threads=1, episodes=10, render=None, video=None):
         print(f"wrote {video}")
 
 def plot(plot, out=None):
-    """Plots runs and saves the figure to a new file."""
+    """Plots the runs in the folders `plot`, and saves the figure to a new file."""
     names = (Path(f"comparison-{i}".removesuffix("-1") + ".png") for i in itertools.count(1))
     file = Path(out) if out else next(name for name in names if not name.exists())
     if file.exists() or file.suffix not in (".png", ".pdf", ".svg"):
