@@ -29,13 +29,13 @@ Differences from the paper, and why. After 100,000 steps of HalfCheetah-v4, the 
 unless stated). A gap below about 1,000 may be chance.
 - All learning rates are 1e-3, not 3e-4: the critics then follow their targets faster (critics at
   3e-4: 4,819 +- 648, six runs). For policy and temperature, there is no clear gain (both at 3e-4:
-  6,017 +- 656, eight runs), except perhaps on Hopper-v4 (956 +- 247; with it, 1,841 +- 703).
+  6,017 +- 656, eight runs), except perhaps on Hopper-v4 (956 +- 247; at 1e-3, 1,841 +- 703, six).
 - Learning starts after 5,000 random actions: early batches are diverse (with 1,000: 5,809 +- 202).
 - log_std is clamped softly, since a hard clamp has zero gradient outside (6,314 +- 691).
 - Actions are rescaled to [-1,1] and entropy is measured there, so that the target entropy -A means
   the same in every environment (no effect here: HalfCheetah's bounds are [-1,1] already).
 - log alpha is learned, to keep alpha positive (alpha itself fell below 0 in 2 of 3 short runs).
-- The target y does not bootstrap from terminal states, which the paper's equations omit.
+- The critics' target does not bootstrap from terminal states, which the paper's equations omit.
 """
 import argparse, contextlib, copy, inspect, itertools, json, math, os, re, shlex, shutil, signal
 import sys, time, timeit, traceback, warnings, zipfile, zlib
@@ -139,7 +139,7 @@ class TwinLinear(nn.Module):
 
     def __init__(self, inputs, outputs):
         super().__init__()
-        layers = [nn.Linear(inputs, outputs) for _ in range(self.critics)]  # to initialise them
+        layers = [nn.Linear(inputs, outputs) for _ in range(self.critics)]  # as initial weights
         self.weight = nn.Parameter(torch.stack([layer.weight.T for layer in layers]))  # (2,in,out)
         self.bias = nn.Parameter(torch.stack([layer.bias[None] for layer in layers]))  # (2,1,out)
 
@@ -170,7 +170,7 @@ class Adam:
     @torch.no_grad()
     def descend(self, loss):
         """One Adam step on the loss; only this optimiser's weights change."""
-        gradients = torch.autograd.grad(loss, self.weights)  # backward() would fill every .grad
+        gradients = torch.autograd.grad(loss, self.weights)  # backward() would fill others' .grad
         adam(self.weights, gradients, self.means, self.squares, max_exp_avg_sqs=[],
              state_steps=self.steps, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
              amsgrad=False, maximize=False, fused=True)  # fused: one call for all weights
@@ -470,7 +470,7 @@ class Run:
         return self.row["step"] == self.config.steps or self.row["eval_return"] >= goal
 
     def save_if_due(self, row):
-        """Saves if due at an episode's end, or LONGEST steps late; else writes the row."""
+        """Saves when due, at an episode's end or LONGEST steps late. Otherwise, writes the row."""
         patience = 0 if self.between_episodes else LONGEST
         try:
             if self.step - self.saved_at >= self.config.save_every + patience:
@@ -503,8 +503,8 @@ class Run:
     @classmethod
     def load(cls, folder, env=None, **changes):
         """Loads a saved run, with `changes` to the settings in MAY_CHANGE. UsageError on failure.
-        On the same machine, the run continues bit for bit, provided that np_random is all the
-        environment keeps from one episode to the next. It warns if the run may differ."""
+        On the same machine, the run continues bit for bit as if it had never stopped, if np_random
+        is all that the environment keeps between episodes. It warns if the run may differ."""
         state = read_checkpoint(folder, env)
         if isinstance(env, str):
             changes["env"] = env
@@ -651,8 +651,8 @@ def make_env(env, render_mode=None):
     """Makes an environment with flat observations and actions in [-1,1]. UsageError if unfit."""
     name = getattr(env, "__name__", env)
     if isinstance(env, str) and not re.search(r"-v\d+$", env):
-        raise UsageError(f"{env} is not a full id like Hopper-v4 (if it is a Python function, "
-                         f"use sac.Run.load(folder, env={env}))")
+        raise UsageError(f"{env} is not a full id like Hopper-v4 (to resume a run of a "
+                         f"Python function, use sac.Run.load(folder, env={env}))")
     mode = {"render_mode": render_mode} if render_mode else {}
     if render_mode == "rgb_array" and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
@@ -714,7 +714,7 @@ def configure_torch(config):
     if config.device != "cpu" and not getattr(torch, config.device).is_available():
         raise UsageError(f"--device {config.device} is not available here: try --device cpu")
     torch.set_flush_denormal(True)  # Adam's moments of dead units become denormal, which is slow
-    torch.set_float32_matmul_precision("medium")  # faster; but some CPUs round to bfloat16
+    torch.set_float32_matmul_precision("medium")  # faster, but some CPUs round to bfloat16
     probe = torch.linspace(-1, 1, 256 * 256).view(256, 256)
     exact = config.device == "cpu" and (probe @ torch.eye(256)).equal(probe)  # GPUs may round
     auto = "medium" if exact else "highest"
@@ -724,7 +724,7 @@ def configure_torch(config):
         torch.set_num_threads(threads)
         return timeit.timeit(lambda: probe @ probe, number=300)
 
-    several = min(torch.get_num_threads(), 4)  # only if clearly faster: others may need them
+    several = min(torch.get_num_threads(), 4)  # only if clearly faster: others may need the cores
     threads = config.threads or (several if seconds(several) < 0.8 * seconds(1) else 1)
     torch.set_num_threads(threads)
     torch.empty(7_900_000)  # freeing it makes glibc reuse blocks of up to 32 MB: 20% faster
@@ -840,7 +840,7 @@ def plot_runs(runs):
     return figure
 
 def open_run(flags, out=None, resume=None):
-    """The Run to train: new, or saved in the folder `resume` ("": where these flags saved one)."""
+    """The Run to train: new, or from the folder `resume` ("": the run with these flags, if any)."""
     if out and resume:
         raise UsageError("--out is for a new run, --resume DIR for a saved one: give only one")
     if resume:
@@ -942,7 +942,7 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     print(f"to watch it:  python {NAME} --play {again} --render   (or --video FILE.gif)")
 
 def play(play, env=None, threads=1, episodes=10, render=None, video=None):
-    """Plays the policy saved in the folder `play`, without noise, and can film its start."""
+    """Plays the policy saved in the folder `play`, without noise; can film ten seconds of it."""
     from PIL import Image  # comes with matplotlib
     film, kinds = Path(video or "").absolute(), (".gif", ".webp")
     episodes = check("episodes", int, episodes)

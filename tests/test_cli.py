@@ -344,7 +344,7 @@ def test_a_folder_with_spaces_is_quoted_where_a_command_is_told(call):
 
 
 def test_a_copy_of_the_script_tells_commands_that_run_the_copy(place):
-    """Catches a reader's copy with a variant of its own that is told to go on with sac.py, which
+    """Catches a reader's copy, with a variant of its own, that says to continue with sac.py, which
     does not know that variant."""
     text = SCRIPT.read_text(encoding="utf-8").replace('"ddpg": DDPG,', '"ddpg": DDPG, "mine": SAC,')
     Path("my_sac.py").write_text(text, encoding="utf-8")
