@@ -24,9 +24,9 @@ Symbols: s, a, r, s' (obs, action, reward, next_obs), d (terminated), D (replay 
 before tanh), alpha (temperature: how much reward one nat of entropy is worth), gamma (discount),
 tau (how far the targets move per update). Shapes: B batch, O observation, A action, 2 critics.
 
-Differences from the paper, and why. After 100,000 steps of HalfCheetah-v4, the return is 6,194 +-
-498 (mean +- sd, eight runs). In parentheses is the return without that one change (three runs,
-unless stated). A gap below about 1,000 may be chance.
+Differences from the paper, and why. The return after 100,000 steps of HalfCheetah-v4 is
+6,194 +- 498 (mean +- sd, eight runs). In parentheses is the return without that one change (three
+runs, unless stated). A gap below about 1,000 may be chance.
 - All learning rates are 1e-3, not 3e-4: the critics then follow their targets faster (critics at
   3e-4: 4,819 +- 648, six runs). For policy and temperature, there is no clear gain (both at 3e-4:
   6,017 +- 656, eight runs), except perhaps on Hopper-v4 (956 +- 247; at 1e-3, 1,841 +- 703, six).
