@@ -383,7 +383,7 @@ def bias_figure(name, files):
         panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.grid(alpha=0.3)
     panels[0].legend(panels[0].lines[:2], ("predicted Q", "observed soft return"))
-    panels[0].set_ylabel("discounted (one line style a seed)")
+    panels[0].set_ylabel("discounted (one line style per seed)")
     figure.savefig(RESULTS / f"{name}-q.png")
 
 
