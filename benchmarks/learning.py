@@ -13,7 +13,8 @@
 seed alone are one line: a mean over seeds, with a sample standard deviation or a 95% interval.
 `keep NAME` copies what ran (config and rows) to results/NAME-*.json and .csv, and draws NAME.png
 (`--until STEP`: no later rows, to compare long runs with short ones). It overwrites nothing.
-`enter CHANGE` adds a line to the leaderboard of README.md beside this file, and keeps the rows.
+`enter CHANGE` adds a line to the leaderboard of README.md beside this file, and keeps the rows;
+`changes` draws the leaderboard (`enter` does so, too).
 `trials` runs what the defaults are chosen from, two runs at a time, into runs/trials/; stop it and
 start it as you like, it continues each run.
 `bias` trains as `sac.py` does; at each evaluation it also plays episodes with the sampled actions
@@ -38,6 +39,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import sac
 
+PAGE = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).parent / "results"
 LAST = 3  # evaluations that a number in the table averages
 # The runs of results/ with today's defaults, which the leaderboard compares with
@@ -234,6 +236,19 @@ def gap(means, usual):
     return f"{apart:+,.0f} ({abs(apart) / error:.1f})"
 
 
+def defaults():
+    """{seed: return after 100,000 steps} of the runs with today's defaults, on HalfCheetah-v4."""
+    kept = [read(path) for name in DEFAULTS for path in RESULTS.glob(f"{name}-seed*.csv")]
+    return {config["seed"]: last_mean(x, 100_000) for config, x in kept}
+
+
+def leaderboard():
+    """README.md in three parts: the text before the leaderboard, its lines, the text after it."""
+    ends = r"(?<=<!-- leaderboard -->\n)|\n(?=<!-- end -->)"
+    head, board, rest = re.split(ends, PAGE.read_text())
+    return head, board.split("\n"), rest
+
+
 def enter(change, sources, lines, commit):
     """Adds a line to the leaderboard: HalfCheetah-v4 at 100,000 steps, best mean first; with its
     distance from the defaults on all their seeds and on the same seeds (standard errors)."""
@@ -247,21 +262,53 @@ def enter(change, sources, lines, commit):
     if len({config["seed"] for config, _ in runs}) < len(runs):
         sys.exit("two of these runs have the same seed")
     means = {config["seed"]: last_mean(x, 100_000) for config, x in runs}
-    kept = [read(path) for name in DEFAULTS for path in RESULTS.glob(f"{name}-seed*.csv")]
-    usual = {config["seed"]: last_mean(x, 100_000) for config, x in kept}
+    usual = defaults()
     same = {seed: usual[seed] for seed in means if seed in usual}
     cells = [change, ", ".join(map(str, means)), spread([*means.values()]),
              gap(means, usual), gap(means, same), str(lines), commit]  # fmt: skip
     row = f"| {' | '.join(cells)} |"
-    page = RESULTS.parent / "README.md"
-    head, board, rest = re.split(
-        r"(?<=<!-- leaderboard -->\n)|\n(?=<!-- end -->)", page.read_text()
-    )
-    title, rule, *rows = board.split("\n")
+    head, (title, rule, *rows), rest = leaderboard()
     rows.append(row)
     rows.sort(key=lambda x: -float(x.split("|")[3].split("±")[0].replace(",", "")))
-    page.write_text(head + "\n".join([title, rule, *rows]) + "\n" + rest)
+    PAGE.write_text(head + "\n".join([title, rule, *rows]) + "\n" + rest)
     print(row)
+    changes()
+
+
+def changes():
+    """Draws results/changes.png: how far each line of the leaderboard is from the defaults."""
+    from matplotlib.figure import Figure
+
+    usual = [*defaults().values()]
+    _, (_, _, *rows), _ = leaderboard()
+    rows = [row for row in rows if "±" in row]  # one seed has no standard error
+    picture = Figure(figsize=(9, 1.2 + 0.4 * len(rows)), layout="constrained")
+    panel = picture.subplots()
+    left = -2700
+    for y, row in enumerate(rows):
+        change, seeds, returns, against_all = row.split("|")[1:5]
+        n = len(seeds.split(","))
+        sd = float(returns.split("±")[1].replace(",", ""))
+        apart = float(against_all.split("(")[0].replace(",", ""))
+        half = 3 * np.sqrt(sd**2 / n + np.var(usual, ddof=1) / len(usual))
+        colour = sac.COLOURS[0] if half < abs(apart) else "0.6"
+        if apart < left:
+            panel.text(left + 60, y, f"← {apart:,.0f}", color=colour, va="center")
+        else:
+            panel.errorbar(apart, y, xerr=half, fmt="o", color=colour, capsize=3)
+        words = f"{change.split(':')[0].strip().replace('`', '')} ({n})"
+        panel.text(left - 40, y, words, ha="right", va="center")
+    panel.axvline(0, color="k", lw=1)
+    panel.set(
+        xlim=(left, 1700),
+        ylim=(len(rows) - 0.5, -0.5),
+        yticks=[],
+        xlabel=f"return minus that of the defaults ({len(usual)} runs); bars: ± 3 standard errors",
+        title="One change at a time (number of runs)",
+    )
+    panel.xaxis.set_major_formatter("{x:+,.0f}")
+    panel.grid(alpha=0.3)
+    picture.savefig(RESULTS / "changes.png", dpi=100)
 
 
 TRIALS = {
@@ -379,11 +426,11 @@ def bias_figure(name, files):
             style = ("-", "--", ":")[i % 3]
             panel.plot(run["step"], run["q"], style, color=sac.COLOURS[4])
             panel.plot(run["step"], run["realised"], style, color=sac.COLOURS[0])
-        panel.set(title=label, xlabel="environment steps")
+        panel.set(title=label, xlabel="environment steps (a line style for each seed)")
         panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.grid(alpha=0.3)
     panels[0].legend(panels[0].lines[:2], ("predicted Q", "observed soft return"))
-    panels[0].set_ylabel("discounted (one line style per seed)")
+    panels[0].set_ylabel("discounted value")
     figure.savefig(RESULTS / f"{name}-q.png")
 
 
@@ -419,6 +466,7 @@ def main():
     sub = commands.add_parser("trial", help="one of them")
     for name in ("env", "name", "seed"):
         sub.add_argument(name)
+    commands.add_parser("changes")
     commands.add_parser("landings").add_argument("folder")
     sub = commands.add_parser("bias", help="takes the flags of sac.py's Config")
     for field in sac.Config.__annotations__:
@@ -430,6 +478,8 @@ def main():
         figure(args.name, args.sources)
     elif args.command == "enter":
         enter(args.change, args.sources, args.lines, args.commit)
+    elif args.command == "changes":
+        changes()
     elif args.command == "trials":
         sys.exit(trials(args.seeds))
     elif args.command == "trial":

@@ -226,6 +226,7 @@ def show_races(rows, where, out):
     lines += ["|---" * (3 + len(GOALS)) + "|"]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     panel = figure.subplots()
+    names = {"sac": "sac.py", "sb3": "Stable-Baselines3", "sbx": "SBX"}
     colours = {"sac": "#0072B2", "sb3": "#D55E00", "sbx": "#009E73"}
     for (threads, who), seeds in sorted(runs.items()):
         cells = []
@@ -237,7 +238,8 @@ def show_races(rows, where, out):
         lines += [f"| {threads:.0f} | {who} | {len(seeds)} | " + " | ".join(cells) + " |"]
         for i, one in enumerate(seeds.values()):
             points = [row["seconds"] for row in one], [row["return"] for row in one]
-            label = f"{who}, {threads:.0f} threads" if i == 0 else None
+            words = f"{names[who]}, {threads:.0f} threads, one line per seed"
+            label = words if i == 0 else None
             panel.plot(*points, label=label, color=colours[who], ls="--" if threads == 1 else "-")
     for goal in GOALS:
         panel.axhline(goal, color="0.5", lw=1)
