@@ -849,9 +849,8 @@ def open_run(flags, out=None, resume=None):
         return Run.load(resume, **flags)
     config = Config(**flags)
     name = re.sub(r"[^\w.-]", "-", config.env) + f"/{config.variant}-seed{config.seed}"
-    numbered = (f"runs/{name}" + (f"-{i}" if i > 1 else "") for i in itertools.count(1))
-    for place in [out] if out else numbered:
-        folder = Path(place).absolute()
+    for i in itertools.count(1):
+        folder = Path(out or f"runs/{name}-{i}".removesuffix("-1")).absolute()
         if resume == "" and (folder / "checkpoint.pt").exists():  # --resume without DIR
             saved = read_checkpoint(folder, config.env)["config"]
             if replace(saved, **{x: getattr(config, x) for x in MAY_CHANGE}) == config:
@@ -867,8 +866,10 @@ def open_run(flags, out=None, resume=None):
                 run.save(folder)
                 return run
 
-def progress(run, row, width):
-    """One status line: as many of the known values as fit."""
+def print_progress(run, row):
+    """Prints one status line: as many of the known values as fit."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns - 1 if terminal else 1000
     total, rate = run.config.steps, row["steps_per_second"]
     line = f"{run.step:>9,}/{total:,} {run.step / total:4.0%}"
     minutes = (total - run.step) / rate / 60
@@ -878,7 +879,8 @@ def progress(run, row, width):
                  f"entropy {row['entropy']:.2f}", f"Q {row['q_mean']:.1f}"):
         if "nan" not in text and len(line + text) + 2 <= width:
             line += "  " + text
-    return line
+    end = "\r" if terminal and row["eval_step"] != run.step else "\n"
+    print(line.ljust(width) if terminal else line, end=end, flush=True)
 
 @contextlib.contextmanager
 def stop_on_signals(run):
@@ -897,14 +899,12 @@ def stop_on_signals(run):
 
     caught = [x for x in signal.Signals if x.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
               and signal.getsignal(x) != signal.SIG_IGN]  # nohup ignores SIGHUP: leave it so
-    handlers = {x: signal.signal(x, stop) for x in caught}
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as after:  # calls these when the block ends, the last one first
+        for number in caught:
+            after.callback(signal.signal, number, signal.signal(number, stop))
         if hasattr(signal, "alarm"):  # not on Windows
-            signal.alarm(0)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+            after.callback(signal.alarm, 0)
+        yield
 
 def train(out=None, resume=None, tensorboard=False, **flags):
     """Trains, and prints a line for each row. If a signal stops it, returns 128 + its number."""
@@ -920,14 +920,10 @@ def train(out=None, resume=None, tensorboard=False, **flags):
     print(f"{c.variant} on {c.env}, seed {c.seed}: steps {run.step:,} to {c.steps:,}, "
           f"random actions until step {c.warmup:,}\nepisodes: {length}; threads: {c.threads}; "
           f"replay: up to {run.buffer.rows.nbytes / 1e6:.1f} MB; results: {place}", flush=True)
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns - 1 if terminal else 1000
     try:
         with stop_on_signals(run), contextlib.closing(iter(run)) as rows:  # closing it saves
             for row in rows:
-                line = progress(run, row, width)
-                end = "\r" if terminal and row["eval_step"] != run.step else "\n"
-                print(line.ljust(width) if terminal else line, end=end, flush=True)
+                print_progress(run, row)
                 if events:
                     for name, x in row.items():
                         events.add_scalar(name, x, run.step)
