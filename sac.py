@@ -268,7 +268,7 @@ class SAC:
         blend(self.target_critic, self.critic, self.config.tau)
 
     def update(self, batch):
-        """One gradient step on each loss, then the targets (Algorithm 1). Returns what to log."""
+        """Algorithm 1: a gradient step on each loss, then the targets. Returns what to log."""
         critic_loss = self.critic_loss(batch)
         self.critic_optimizer.descend(critic_loss)
 

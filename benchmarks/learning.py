@@ -284,14 +284,15 @@ def changes():
     rows = [row for row in rows if "±" in row]  # one seed has no standard error
     picture = Figure(figsize=(9, 1.2 + 0.4 * len(rows)), layout="constrained")
     panel = picture.subplots()
-    left = -2700
+    left, right = -2700, 1700
     for y, row in enumerate(rows):
         change, seeds, returns, against_all = row.split("|")[1:5]
         n = len(seeds.split(","))
         sd = float(returns.split("±")[1].replace(",", ""))
         apart = float(against_all.split("(")[0].replace(",", ""))
         half = 3 * np.sqrt(sd**2 / n + np.var(usual, ddof=1) / len(usual))
-        colour = sac.COLOURS[0] if half < abs(apart) else "0.6"
+        right = max(right, apart + half + 100)
+        colour = sac.COLOURS[0] if half <= abs(apart) else "0.6"
         if apart < left:
             panel.text(left + 60, y, f"← {apart:,.0f}", color=colour, va="center")
         else:
@@ -300,7 +301,7 @@ def changes():
         panel.text(left - 40, y, words, ha="right", va="center")
     panel.axvline(0, color="k", lw=1)
     panel.set(
-        xlim=(left, 1700),
+        xlim=(left, right),
         ylim=(len(rows) - 0.5, -0.5),
         yticks=[],
         xlabel=f"return minus that of the defaults ({len(usual)} runs); bars: ± 3 standard errors",
